@@ -1,0 +1,33 @@
+# Everything here works on a fresh clone: the environment is made on demand, by the first command.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(READY) ## speech to spoken language model, its forgetting and the remedies: runs/quickstart/report.html
+	$(BIN)/python launcher/pipeline.py ds_configs/pipelines/tiny.yaml
+
+test: $(READY) ## all tests, no network and no GPU needed
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove runs and caches; the environment stays
+	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# torch alone and first, so that nothing else decides which build of it is taken
+$(READY): constraints.txt setup.py
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=/path/to/python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev]'
+	@touch $@

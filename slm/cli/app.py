@@ -1,0 +1,60 @@
+"""The `slm` command: its groups and commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from slm.cli import commands, pipeline
+from slm.errors import run_entry
+
+HELP = "Train spoken language models in stages; measure forgetting, and prevent it."
+
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+model = typer.Typer(help="Make models out of models.", no_args_is_help=True)
+data = typer.Typer(help="Build data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(model, name="model")
+
+app.command("validate")(commands.validate)
+app.command("train")(commands.train)
+app.command("pipeline")(pipeline.pipeline)
+app.command("status")(pipeline.status)
+app.command("merge")(commands.merge)
+app.command("eval")(commands.evaluate)
+app.command("report")(commands.report)
+app.command("generate")(commands.generate)
+data.command("build")(commands.data_build)
+model.command("tiny-base")(commands.model_tiny_base)
+model.command("expand")(commands.model_expand)
+model.command("discount")(commands.model_discount)
+
+
+def main(argv: Sequence[str] | None = None, name: str = "slm") -> int:
+    """Run a command line.
+
+    Args:
+        argv: arguments without the program's name; default: those of this process.
+        name: the program's name in usage lines.
+
+    Returns:
+        The exit code (see `slm.errors`); 2 for a command line that makes no sense.
+    """
+    return run_entry(lambda: _call(list(sys.argv[1:] if argv is None else argv), name))
+
+
+def _call(argv: list[str], name: str) -> int:
+    # click's own errors (unknown command, option without value) are shown by it, with exit code 2
+    try:
+        result = typer.main.get_command(app).main(args=argv, prog_name=name, standalone_mode=False)
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            raise KeyboardInterrupt from error
+        show: Callable[[], None] | None = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return result if isinstance(result, int) else 0

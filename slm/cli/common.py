@@ -1,0 +1,48 @@
+"""What several commands share: the configs there are, and `key=value` arguments as a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from slm.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def configs(*patterns: str) -> list[str]:
+    """The checkout's files that fit, as one would type them from where one stands."""
+    found = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+    here = Path.cwd().resolve()
+    return [str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in found]
+
+
+def need(argument: str | None, usage: str, *patterns: str) -> str:
+    """The argument, or else the usage with the files that it could be.
+
+    Raises:
+        ConfigError: no argument was given.
+    """
+    if argument is not None and "=" not in argument:
+        return argument
+    known = "".join(f"\n  {path}" for path in configs(*patterns))
+    raise ConfigError(f"usage: {usage}" + (f"\nthere are:{known}" if known else ""))
+
+
+def job_from(cls: type[Model], pairs: Sequence[str], usage: str) -> Model:
+    """A typed job from `key=value` arguments alone.
+
+    Raises:
+        ConfigError: none were given, or they don't fit; says which keys there are.
+    """
+    from slm.config.loader import from_overrides
+
+    if not pairs:
+        keys = "\n".join(f"  {name:<20} {field.description or ''}" for name, field in cls.model_fields.items())
+        raise ConfigError(f"usage: {usage}\nkeys:\n{keys}")
+    return from_overrides(cls, pairs)

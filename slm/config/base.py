@@ -1,0 +1,73 @@
+"""What every configuration is: strict, frozen, and able to say what determines its output.
+
+A `Job` is the typed form of one command that makes an artifact. `identity()` and `inputs()` are
+what the artifact's manifest records, and they can be computed without running the command (no
+torch, no files of the job opened), so the pipeline knows what is done and what is stale.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from slm.artifact import input_fingerprints_of, is_current
+
+log = logging.getLogger(__name__)
+
+
+class Strict(BaseModel):
+    """A typed section: unknown keys are errors, values are frozen, `True` is no number."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Job(Strict):
+    """A command that makes the artifact folder `out`.
+
+    Class attributes:
+        kind, format: what the artifact's manifest says it is.
+        ignored: dotted-path-free top-level keys that never change the bytes.
+    """
+
+    kind: ClassVar[str]
+    format: ClassVar[int] = 1
+    ignored: ClassVar[tuple[str, ...]] = ()
+
+    out: str
+    """Folder of the artifact."""
+
+    def inputs(self) -> dict[str, str]:
+        """Name -> folder of every artifact that is read."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the configuration that changes the bytes: paths and display left out."""
+        return self.model_dump(mode="json", exclude={"out", *self.ignored})
+
+
+def input_fingerprints(job: Job) -> dict[str, str]:
+    """The fingerprint of every artifact a job reads.
+
+    Raises:
+        DataError: an input is missing or unfinished.
+    """
+    return input_fingerprints_of(job.inputs())
+
+
+def to_make(job: Job) -> dict[str, str] | None:
+    """What a job has to be made from, or None when its artifact is up to date; says which, and why.
+
+    Returns:
+        The fingerprints of the job's inputs, for the manifest.
+
+    Raises:
+        DataError: an input is missing or unfinished.
+    """
+    inputs = input_fingerprints(job)
+    current, why = is_current(job.out, job.kind, job.identity(), inputs, format=job.format)
+    log.info("%s: %s", job.out, "up to date" if current else why)
+    return None if current else inputs

@@ -1,0 +1,67 @@
+"""Configurations of the jobs that make a model out of models."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from slm.config.base import Job
+
+
+class ExpandJob(Job):
+    """Grow a text model's vocabulary by the speech units, off-line."""
+
+    kind: ClassVar[str] = "base"
+    ignored: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
+
+    model: str
+    """Step or Hugging Face folder that is grown."""
+    tokenizer: str
+    """Folder of the tokenizer that has the unit tokens (`vocabulary.json` beside it)."""
+    noise: Annotated[float, Field(gt=0)] = 1.0
+    """Spread of a new row around the mean row, in standard deviations of the old rows."""
+    pad_to: Annotated[int, Field(gt=0)] = 8
+    """Rows are padded to a multiple of this."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the new rows."""
+
+    def inputs(self) -> dict[str, str]:
+        """The model; the tokenizer when it is an artifact of its own."""
+        return {"model": self.model, "tokenizer": self.tokenizer}
+
+
+class DiscountJob(Job):
+    """Use a trained adapter with its scale multiplied by a factor below 1 (arXiv 2505.17496)."""
+
+    kind: ClassVar[str] = "discount"
+    ignored: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """Step whose adapter is discounted."""
+    scale: Annotated[float, Field(ge=0, le=1)]
+    """Factor on alpha / rank."""
+    scope: Literal["lora", "all"] = "lora"
+    """`lora` leaves embeddings and head as trained; `all` draws them back to the base by the same factor."""
+
+    def inputs(self) -> dict[str, str]:
+        """The step."""
+        return {"model": self.model}
+
+
+class MergeJob(Job):
+    """Merge models by a mergekit recipe."""
+
+    kind: ClassVar[str] = "merged"
+    ignored: ClassVar[tuple[str, ...]] = ("models",)
+
+    recipe: str
+    """Text of the recipe in mergekit's own YAML; models are named by label (`base`, `asr`, …)."""
+    models: dict[str, str]
+    """Label -> step or Hugging Face folder."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of DARE's random mask."""
+
+    def inputs(self) -> dict[str, str]:
+        """Every labelled model."""
+        return dict(self.models)

@@ -1,0 +1,4 @@
+"""The DeepSpeed engine: composition of a stage, the step loop, checkpoints, preemption.
+
+The only room that imports deepspeed.
+"""

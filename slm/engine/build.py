@@ -1,0 +1,118 @@
+"""From a stage configuration to a DeepSpeed engine: model under ZeRO, adapter, optimizer."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from slm.config.stage import Every, StageConfig
+from slm.engine.deepspeed_config import joined
+from slm.engine.distributed import Place
+from slm.errors import CheckpointError
+from slm.model import attention
+from slm.model.load import load_base, require_same_base, resolve
+from slm.model.lora import attach, causal_lm, load_trainable, trainable
+from slm.model.supervised import SupervisedLM
+
+log = logging.getLogger(__name__)
+
+
+def gathered(parameters: list[nn.Parameter], *, write: bool = True) -> AbstractContextManager[Any]:
+    """Parameters made whole for the block; with `write`, what rank 0 changed is partitioned again."""
+    import deepspeed
+
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
+
+
+def use_bf16(config: StageConfig, place: Place) -> bool:
+    """`precision: auto` is fp32 on a CPU, bf16 on a GPU."""
+    return config.precision == "bf16" or (config.precision == "auto" and place.device.type == "cuda")
+
+
+def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]]:
+    """A DeepSpeed engine around `SupervisedLM`, and the DeepSpeed configuration it was built from.
+
+    Raises:
+        CheckpointError: base or previous adapter missing, damaged or of another shape.
+        ConfigError: the DeepSpeed JSON clashes with the stage YAML.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    bf16 = use_bf16(config, place)
+    ds_config = joined(config, place.world_size, bf16)
+    torch.manual_seed(config.seed)
+    attention.register()
+    # Alive while the model is loaded: transformers then partitions it on the way in (a weak reference).
+    keep = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"].get("stage") == 3 else None
+    lm = _language_model(config, torch.bfloat16 if bf16 else torch.float32, place)
+    del keep
+    model = SupervisedLM(lm)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(lm, config), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    return engine, ds_config
+
+
+def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn.Module:
+    reference = resolve(config.model.base)
+    if reference.adapter is not None:
+        raise CheckpointError(
+            "model.base is an adapter", where=config.model.base, mend="give its base, and the adapter as model.previous"
+        )
+    lm = load_base(reference.base, dtype=dtype, attention=attention.training_backend(place.device.type))
+    lm.config.use_cache = False
+    if config.model.train == "lora":
+        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary == "full")
+        if config.model.previous is not None:
+            previous = resolve(config.model.previous)
+            if previous.adapter is None:
+                raise CheckpointError("the previous step has no adapter to continue", where=config.model.previous)
+            require_same_base(previous, reference)
+            load_trainable(lm, previous.adapter, config.model.lora, gathered)
+    else:
+        lm.requires_grad_(True)
+    _checkpoint_activations(lm, config)
+    lm.train()
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in trainable(lm))
+    log.info("%s: %s trainable parameters", config.stage, f"{count:,}")
+    return lm
+
+
+def _checkpoint_activations(lm: nn.Module, config: StageConfig) -> None:
+    wanted = config.model.activation_checkpointing
+    if wanted == "none":
+        return
+    inner = causal_lm(lm)
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if isinstance(wanted, Every):
+        for i, layer in enumerate(inner.model.layers):
+            layer.gradient_checkpointing = i % wanted.every == 0
+
+
+def parameter_groups(lm: nn.Module, config: StageConfig) -> list[dict[str, Any]]:
+    """Optimizer groups: matrices, vectors (norms, biases: no decay), vocabulary (own rate, no decay)."""
+    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "vector": [], "vocabulary": []}
+    for name, parameter in trainable(lm):
+        dims = len(getattr(parameter, "ds_shape", parameter.shape))
+        is_vocabulary = "embed_tokens" in name or "lm_head" in name
+        groups["vocabulary" if is_vocabulary else "matrix" if dims > 1 else "vector"].append(parameter)
+    rates = {"vocabulary": config.optim.vocabulary_lr or config.optim.lr}
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": rates.get(name, config.optim.lr),
+            "peak_lr": rates.get(name, config.optim.lr),
+            "weight_decay": config.optim.weight_decay if name == "matrix" else 0.0,
+        }
+        for name, parameters in groups.items()
+        if parameters
+    ]

@@ -1,0 +1,137 @@
+"""This process's place in the job, and the process group.
+
+The only reader of RANK, WORLD_SIZE and LOCAL_RANK besides the loggers. On a CPU no operator is
+compiled: torch's AdamW is used, and DeepSpeed's shared-memory communication is switched off.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from slm.errors import MachineError, SlmError, from_os_error
+
+
+@dataclass(frozen=True)
+class Place:
+    """Rank, number of ranks, rank on this host, and the device to use."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise MachineError(
+            f"{name} is {text!r}, not a number", mend="unset it, or start by the deepspeed launcher"
+        ) from None
+
+
+def find_place() -> Place:
+    """Read this process's place from the launcher's variables; alone without them.
+
+    Raises:
+        MachineError: the variables contradict one another.
+    """
+    rank, world_size, local_rank = _variable("RANK", 0), _variable("WORLD_SIZE", 1), _variable("LOCAL_RANK", 0)
+    if not 0 <= rank < world_size:
+        raise MachineError(
+            f"RANK={rank} does not fit WORLD_SIZE={world_size}", mend="unset stale variables, or start by the launcher"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return Place(rank, world_size, local_rank, torch.device("cuda", local_rank))
+    return Place(rank, world_size, local_rank, torch.device("cpu"))
+
+
+def prepare_environment() -> None:
+    """What has to stand before deepspeed is imported; a process alone becomes a job of one rank."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if os.environ["WORLD_SIZE"] == "1":
+        os.environ.setdefault("MASTER_PORT", "0")
+
+
+@contextmanager
+def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
+    """The default process group, through DeepSpeed, for the length of the block."""
+    import deepspeed
+    import deepspeed.ops
+
+    on_cpu = place.device.type == "cpu"
+    if on_cpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        local_world = _variable("LOCAL_WORLD_SIZE", place.world_size)
+        if "OMP_NUM_THREADS" not in os.environ or place.world_size == 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_world)))
+    deepspeed.init_distributed(
+        dist_backend="gloo" if on_cpu else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+    )
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def all_sum(values: list[float], device: torch.device) -> list[float]:
+    """Element-wise sum over ranks, in fp64."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist.barrier()
+
+
+def raise_first(failure: SlmError | None) -> None:
+    """Make one rank's failure everybody's: all ranks raise the first one, which says whose it was. Collective.
+
+    Without it the others would wait for the rank that left, and die of a broken connection that
+    hides the cause.
+    """
+    found: list[SlmError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, failure)
+    for rank, error in enumerate(found):
+        if error is not None:
+            where = error.where if len(found) == 1 else f"{error.where} (rank {rank})".lstrip()
+            raise type(error)(error.what, where=where, mend=error.mend) from failure
+
+
+def together(act: Callable[[], None]) -> None:
+    """Run `act` on every rank; if it fails on one, all raise that failure. Collective.
+
+    Raises:
+        SlmError: what `act` raised on the first rank where it failed; an `OSError` is explained first.
+    """
+    failure: SlmError | None = None
+    try:
+        act()
+    except SlmError as error:
+        failure = error
+    except OSError as error:
+        failure = from_os_error(error, "writing")
+    raise_first(failure)

@@ -1,0 +1,143 @@
+"""What a finished stage hands over: an adapter or a model, gathered in fp32 and read back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from slm.artifact import hash_files
+from slm.config.stage import StageConfig
+from slm.engine.distributed import Place, together
+from slm.errors import CheckpointError
+from slm.model.load import load_base, resolve
+from slm.model.lora import causal_lm, check_tensors, read_adapter, saved_name, trainable, write_adapter, writing_weights
+from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
+
+
+def gather_trained(engine: Any, place: Place) -> dict[str, Tensor]:
+    """Name -> fp32 value of every trained parameter, on the CPU of rank 0; empty elsewhere. Collective.
+
+    The fp32 copy of the optimizer is read: rounding to bf16 would lose a stage's small changes.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    values = {}
+    for name, parameter in trainable(engine.module.lm):
+        value = safe_get_full_fp32_param(parameter)
+        if value is None:
+            raise CheckpointError(f"{name} has no fp32 copy in the optimizer", where="export")
+        if place.is_main:
+            values[name] = value.detach().cpu().clone()
+    return values
+
+
+def export(engine: Any, config: StageConfig, place: Place) -> dict[str, dict[str, Any]]:
+    """Write `adapter/` or `model/` into the run folder. Collective.
+
+    Returns:
+        On rank 0 the manifest's entries of what was written; empty elsewhere.
+
+    Raises:
+        CheckpointError: a tensor that could not be loaded again, or a group of weights that never changed.
+        MachineError: no space; nothing half-written is left.
+    """
+    values = gather_trained(engine, place)
+    entries: dict[str, dict[str, Any]] = {}
+
+    def write() -> None:
+        if place.is_main:
+            require_movement(values, config)
+            entries.update(_write(engine, config, values))
+
+    together(write)
+    return entries
+
+
+def _write(engine: Any, config: StageConfig, values: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    name = "adapter" if config.model.train == "lora" else "model"
+    final = Path(config.out) / name
+    scratch = final.with_name(f".{name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        if name == "adapter":
+            write_adapter(scratch, engine.module.lm, values, str(resolve(config.model.base).base))
+        else:
+            _write_model(scratch, engine, config, values)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(scratch, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {f"{name}/{file}": entry for file, entry in hash_files(final).items()}
+
+
+def require_movement(values: dict[str, Tensor], config: StageConfig) -> None:
+    """Refuse a stage in which a whole group of weights never changed: something was frozen in silence.
+
+    Raises:
+        CheckpointError: names the group.
+    """
+    start = _start_values(config, {name: value.shape for name, value in values.items()})
+    moved: dict[str, bool] = {}
+    for name, value in values.items():
+        before = start(name)
+        if before is not None:
+            group = (
+                "vocabulary"
+                if "embed_tokens" in name or "lm_head" in name
+                else "adapter"
+                if "lora_" in name
+                else "body"
+            )
+            moved[group] = moved.get(group, False) or not torch.equal(before.float(), value.float())
+    for group, changed in moved.items():
+        if not changed:
+            raise CheckpointError(f"no weight of the group '{group}' changed in the whole stage", where=config.out)
+
+
+def _start_values(config: StageConfig, shapes: dict[str, torch.Size]) -> Callable[[str], Tensor | None]:
+    """What each trained tensor was before the stage; None for fresh random ones (a new adapter's A)."""
+    reference = resolve(config.model.base)
+    previous = resolve(config.model.previous).adapter if config.model.previous else None
+    adapter = read_adapter(previous)[1] if previous else {}
+    places: dict[str, Path] = {}
+    for shard in reference.base.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            places |= dict.fromkeys(file.keys(), shard)
+
+    def value_of(parameter: str) -> Tensor | None:
+        name = saved_name(parameter)
+        if name in adapter:
+            return adapter[name]
+        if ".lora_B." in name:
+            return torch.zeros(shapes[parameter])
+        plain = name.removeprefix("base_model.model.")
+        if plain not in places:
+            return None
+        with safe_open(places[plain], framework="pt") as file:
+            return file.get_tensor(plain)
+
+    return value_of
+
+
+def _write_model(folder: Path, engine: Any, config: StageConfig, values: dict[str, Tensor]) -> None:
+    """All weights trained: a Hugging Face folder with the base's tokenizer."""
+    check_tensors(values, str(folder))
+    base = resolve(config.model.base).base
+    lm = load_base(base)
+    expected = {name for name, _ in causal_lm(engine.module.lm).named_parameters()}
+    if set(values) != expected:
+        raise CheckpointError(
+            f"weights to save differ from the model's: {sorted(set(values) ^ expected)[:3]}", where=str(folder)
+        )
+    lm.load_state_dict(values, strict=False)
+    with writing_weights(folder):
+        lm.save_pretrained(folder)
+    save_tokenizer(folder, *load_tokenizer(base))

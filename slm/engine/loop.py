@@ -1,0 +1,173 @@
+"""The step loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from slm.callbacks.callback import Callback
+from slm.config.stage import StageConfig
+from slm.data.loader import PackedLoader
+from slm.engine.batch import MicroBatch, to_micro_batch
+from slm.engine.distributed import Place, all_sum, raise_first
+from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest
+from slm.engine.schedule import rate_factor
+from slm.engine.state import TrainState
+from slm.errors import DataError, DivergedError, SlmError
+
+
+@dataclass
+class Run:
+    """What the loop works with; everything is built before it starts."""
+
+    config: StageConfig
+    place: Place
+    engine: Any
+    loader: PackedLoader
+    sources: list[str]
+    steps: int
+    state: TrainState
+    callbacks: Callback
+    stop: StopRequest
+    save: Callable[[], None]
+
+
+def train_until_done(run: Run) -> int:
+    """Take steps until the last one or until the ranks agree to stop.
+
+    Returns:
+        NONE when all steps are done, else what was asked (PREEMPT or INTERRUPT); the state is saved then.
+
+    Raises:
+        DivergedError: the loss is no finite number.
+        DataError: a step without a single label.
+    """
+    while run.state.step < run.steps:
+        record, asked = take_step(run)
+        if run.place.is_main:
+            run.callbacks.on_step(record)
+        last = run.state.step == run.steps
+        # The last step is saved too: an export that fails (a full disk) must not cost the steps before it.
+        if last or asked or run.state.step % run.config.checkpoint.every == 0:
+            run.save()
+        if asked and not last:
+            return asked
+    return NONE
+
+
+def take_step(run: Run) -> tuple[dict[str, Any], int]:
+    """One optimizer step.
+
+    The loss is the sum of cross-entropy over the labels of all ranks and micro-batches, divided by
+    their number N, which is known before the first backward pass. DeepSpeed averages over ranks, so
+    each micro-batch contributes S * world_size / N.
+
+    Returns:
+        The record of metrics.jsonl, and what the ranks agreed on (NONE, PREEMPT, INTERRUPT).
+    """
+    start = time.perf_counter()
+    batches, failure = _read(run)
+    waited = time.perf_counter() - start
+    counts, tokens, asked = _agree(run, batches, failure)
+    labels = sum(counts.values())
+    if labels == 0:
+        raise DataError(
+            "a step without a single supervised token", where=f"step {run.state.step}, {run.config.data.shards}"
+        )
+    factor = rate_factor(run.state.step, run.steps, run.config.schedule)
+    for group in run.engine.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    sums = _forward_backward(run, batches, labels)
+    loss = sum(sums.values()) / labels
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} at step {run.state.step}",
+            where=run.config.out,
+            mend="lower optim.lr or raise schedule.warmup; the last checkpoint is good",
+        )
+    run.engine.step()
+    took = time.perf_counter() - start
+    run.state.step += 1
+    run.state.tokens += tokens
+    run.state.supervised_tokens += labels
+    run.state.seconds += took
+    run.state.loader = run.loader.state_dict()
+    return _record(run, loss, sums, counts, factor, tokens, took, waited), asked
+
+
+def _read(run: Run) -> tuple[list[MicroBatch], SlmError | None]:
+    """This rank's micro-batches, or why they can't be read: the others have to hear of it."""
+    try:
+        rows = run.loader.step(run.state.step)
+    except SlmError as error:
+        return [], error
+    size = run.config.batch.micro_rows
+    return [to_micro_batch(rows[i : i + size]).to(run.place.device) for i in range(0, len(rows), size)], None
+
+
+def _agree(run: Run, batches: list[MicroBatch], failure: SlmError | None) -> tuple[dict[str, int], int, int]:
+    """Labels per source, tokens, and the stop request, summed over all ranks in one message.
+
+    Raises:
+        SlmError: on every rank, what kept one of them from reading its rows.
+    """
+    own = dict.fromkeys(run.sources, 0)
+    for batch in batches:
+        for source, labels in zip(batch.sources, batch.rows, strict=True):
+            own[source] += labels
+    asked = run.stop.check()
+    flags = [asked == PREEMPT, asked == INTERRUPT, failure is not None]
+    message = [*own.values(), sum(batch.tokens for batch in batches), *flags]
+    *counts, tokens, preempts, interrupts, failures = all_sum([float(value) for value in message], run.place.device)
+    if failures:
+        raise_first(failure)
+    agreed = INTERRUPT if interrupts else PREEMPT if preempts else NONE
+    return {name: int(count) for name, count in zip(run.sources, counts, strict=True)}, int(tokens), agreed
+
+
+def _forward_backward(run: Run, batches: list[MicroBatch], labels: int) -> dict[str, float]:
+    """Accumulate gradients of all but take no step; loss sums per source over all ranks."""
+    own = dict.fromkeys(run.sources, 0.0)
+    for i, batch in enumerate(batches):
+        if i:
+            run.engine.step()  # inside an accumulation this only counts the micro-batch
+        losses = run.engine(batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows)
+        run.engine.backward(losses.sum() * (run.place.world_size / labels), scale_wrt_gas=False)
+        for source, value in zip(batch.sources, losses.tolist(), strict=True):
+            own[source] += value
+    return dict(zip(run.sources, all_sum(list(own.values()), run.place.device), strict=True))
+
+
+def _record(
+    run: Run,
+    loss: float,
+    sums: dict[str, float],
+    counts: dict[str, int],
+    factor: float,
+    tokens: int,
+    took: float,
+    waited: float,
+) -> dict[str, Any]:
+    norm = run.engine.get_global_grad_norm()
+    rows = run.config.batch.rows
+    shares = run.loader.shares()
+    total = sum(share["tokens"] for share in shares.values()) or 1
+    return {
+        "step": run.state.step,
+        "steps": run.steps,
+        "epoch": round(run.state.step * rows / max(1, run.loader.rows_in_epoch), 4),
+        "tokens": run.state.tokens,
+        "supervised_tokens": run.state.supervised_tokens,
+        "loss": loss,
+        **{f"loss/{name}": sums[name] / counts[name] for name in run.sources if counts[name]},
+        "lr": run.config.optim.lr * factor,
+        "grad_norm": float(norm) if norm is not None else None,
+        "tokens_per_s": tokens / took,
+        "data_wait_s": waited,
+        "step_s": took,
+        **{f"share/{name}": share["tokens"] / total for name, share in shares.items()},
+        "time": time.time(),
+    }

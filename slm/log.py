@@ -1,0 +1,54 @@
+"""Loggers: one format, rank 0 on the screen, every rank in its own file.
+
+A module asks for `logging.getLogger(__name__)`; the entry calls `setup_logging` once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def rank() -> int:
+    """This process's global rank, 0 outside a distributed job."""
+    return int(os.environ.get("RANK", "0"))
+
+
+class _OnlyRankZero(logging.Filter):
+    """Other ranks reach the screen with warnings only, and say which rank they are."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return rank() == 0 or record.levelno >= logging.WARNING
+
+
+def setup_logging(folder: str | Path | None = None, level: int = logging.INFO) -> None:
+    """Log to standard error and, with a folder, to `folder/rank{RANK}.log` too.
+
+    Args:
+        folder: where the per-rank files go; made if missing.
+        level: the lowest level shown.
+    """
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    root.setLevel(level)
+    screen = logging.StreamHandler(sys.stderr)
+    screen.addFilter(_OnlyRankZero())
+    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.addHandler(screen)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(Path(folder) / f"rank{rank()}.log")
+        file.setFormatter(logging.Formatter(FORMAT))
+        root.addHandler(file)
+    # deepspeed 0.19.8 calls collectives that torch 2.13 renamed: a warning for every message it sends.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    for noisy in ("DeepSpeed", "deepspeed", "numba", "matplotlib", "urllib3", "httpx", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,224 @@
+"""LoRA with embeddings and head trained in place, saved as a standard PEFT adapter.
+
+The vocabulary matrices are not wrapped: they train where they are, and are written under the names
+that PEFT's `modules_to_save` reads. So there is no frozen duplicate, and a reload by plain PEFT
+gives the same logits to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from slm.artifact import write_atomic
+from slm.config.stage import LoraConfig
+from slm.errors import CheckpointError, MachineError, from_os_error
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+VOCABULARY_MODULES = ["embed_tokens", "lm_head"]
+
+Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
+"""Context in which the parameters are whole on every rank, and written back when it ends."""
+
+
+def causal_lm(lm: nn.Module) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return lm.get_base_model() if isinstance(lm, PeftModel) else lm
+
+
+def is_tied(lm: nn.Module) -> bool:
+    """Whether head and embeddings are one matrix."""
+    return bool(causal_lm(lm).config.tie_word_embeddings)
+
+
+def attach(lm: nn.Module, config: LoraConfig, *, vocabulary: bool) -> PeftModel:
+    """Freeze `lm`, add fresh adapters, and let embeddings and head train if `vocabulary`.
+
+    Raises:
+        CheckpointError: no layer matches `config.targets`.
+    """
+    peft_config = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=cast(int, config.alpha),  # PEFT says int and computes with any number
+        lora_dropout=config.dropout,
+        target_modules=config.targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        # fp32 adapters in a bf16 model break ZeRO-3's flat partitions; the optimizer keeps the fp32 copy.
+        model = get_peft_model(lm, peft_config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise CheckpointError(
+            f"LoRA can't be attached: {error}", where=f"model.lora.targets: {config.targets}"
+        ) from error
+    if vocabulary:
+        model.get_input_embeddings().weight.requires_grad_(True)
+        model.get_output_embeddings().weight.requires_grad_(True)
+    return model
+
+
+def saved_name(parameter: str) -> str:
+    """A parameter's name in the adapter file: the adapter's own name (`default`) left out."""
+    return parameter.replace(".default.", ".")
+
+
+def trainable(lm: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that train, in the model's order.
+
+    Raises:
+        CheckpointError: there are none: the adapter was loaded frozen.
+    """
+    found = [(name, parameter) for name, parameter in lm.named_parameters() if parameter.requires_grad]
+    if not found:
+        raise CheckpointError(
+            "no parameter is trainable", mend="an adapter that is continued must be loaded as trainable"
+        )
+    return iter(found)
+
+
+def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapter's configuration and tensors.
+
+    Raises:
+        CheckpointError: files are missing or unreadable.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        return config, load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"no readable adapter: {error}", where=str(folder)) from error
+
+
+def load_trainable(lm: PeftModel, folder: str | Path, config: LoraConfig, gathered: Gathered) -> None:
+    """Continue an earlier stage's adapter: fill every trainable parameter from its file.
+
+    Raises:
+        CheckpointError: rank, targets or vocabulary differ, or a tensor is missing or has another shape.
+    """
+    saved_config, tensors = read_adapter(folder)
+    if saved_config["r"] != config.rank:
+        raise CheckpointError(
+            f"the previous adapter has rank {saved_config['r']}, this stage asks for {config.rank}",
+            where=str(folder),
+            mend="keep model.lora.rank over the chain",
+        )
+    if saved_config["lora_alpha"] != config.alpha:
+        raise CheckpointError(
+            f"the previous adapter has alpha {saved_config['lora_alpha']:g}, this stage asks for {config.alpha:g}",
+            where=str(folder),
+            mend="keep model.lora.alpha over the chain; a discounted adapter is for use, not for training on",
+        )
+    expected = {saved_name(name): parameter for name, parameter in trainable(lm)}
+    if is_tied(lm):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
+    if missing := sorted(set(expected) ^ set(tensors)):
+        raise CheckpointError(
+            f"the previous adapter and this stage train different parameters: {missing[0]} and {len(missing) - 1} more",
+            where=str(folder),
+            mend="keep model.lora.targets and model.vocabulary over the chain",
+        )
+    for name, parameter in expected.items():
+        with gathered([parameter]):
+            if parameter.shape != tensors[name].shape:
+                raise CheckpointError(
+                    f"{name} is {tuple(tensors[name].shape)} in the adapter, {tuple(parameter.shape)} here",
+                    where=str(folder),
+                )
+            parameter.data.copy_(tensors[name])
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        MachineError: it can't be written; safetensors reports a full disk by an error of its own.
+    """
+    with writing_weights(path):
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+
+
+@contextmanager
+def writing_weights(path: Path) -> Iterator[None]:
+    """What a block that writes safetensors to `path` raises, as an error with advice.
+
+    Raises:
+        MachineError: it can't be written; safetensors reports a full disk by an error of its own.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, f"writing weights to {path}") from error
+    except SafetensorError as error:
+        raise MachineError(
+            f"no space left, or no permission, while writing weights: {error}",
+            where=str(path),
+            mend="free some space and run the same command again; what was complete before is intact",
+        ) from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse to save what could not be loaded: empty, non-finite, or no tensors.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    if not tensors:
+        raise CheckpointError("nothing to save: no tensors", where=where)
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise CheckpointError(f"{name} is empty: it was saved while partitioned", where=where)
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} holds non-finite numbers", where=where)
+
+
+def write_adapter(folder: str | Path, lm: PeftModel, tensors: Mapping[str, Tensor], base: str) -> None:
+    """Write a PEFT adapter and read it back.
+
+    Args:
+        lm: the model whose adapter it is; only names and configuration are read.
+        tensors: parameter name -> whole tensor, on the CPU.
+        base: what the adapter's configuration names as its base model.
+
+    Raises:
+        CheckpointError: a tensor is empty, not finite, missing or unexpected.
+    """
+    folder = Path(folder)
+    named = {saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    expected = {saved_name(name) for name, _ in trainable(lm)}
+    if set(named) != expected:
+        raise CheckpointError(
+            f"tensors to save differ from what trains: {sorted(set(named) ^ expected)[:3]}", where=str(folder)
+        )
+    whole_vocabulary = any(name.endswith("embed_tokens.weight") for name in named)
+    if whole_vocabulary and is_tied(lm):
+        embedding = next(name for name in named if name.endswith("embed_tokens.weight"))
+        named[embedding.replace("model.embed_tokens", "lm_head")] = named[embedding].clone()
+    check_tensors(named, str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(named, folder / ADAPTER_WEIGHTS)
+    config = lm.peft_config["default"].to_dict()
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    config |= {
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "modules_to_save": VOCABULARY_MODULES if whole_vocabulary else None,
+        "ensure_weight_tying": whole_vocabulary and is_tied(lm),
+    }
+    write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
+    _, saved = read_adapter(folder)
+    for name, tensor in named.items():
+        if not torch.equal(saved[name], tensor):
+            raise CheckpointError(f"{name} reads back differently", where=str(folder))

@@ -1,0 +1,11 @@
+"""Speech in and out of units: audio files, extractors, vocoders.
+
+Owns the codebooks and the two Protocols every other room speaks to; knows no corpus, no model and
+no training data. `load_speech(folder)` opens a speech artifact by the names in its `speech.json`.
+"""
+
+from __future__ import annotations
+
+from slm.speech.load import EXTRACTORS, VOCODERS, load_speech
+
+__all__ = ["EXTRACTORS", "VOCODERS", "load_speech"]

@@ -1,0 +1,38 @@
+"""Every stage file that is shipped loads, and says what it means to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slm.config.loader import load_config
+from slm.config.stage import StageConfig
+
+STAGES = Path(__file__).resolve().parents[2] / "ds_configs" / "stages"
+TINY = STAGES.parent / "tiny"
+
+
+FILES = sorted([*STAGES.glob("*.yaml"), *TINY.glob("[!p]*.yaml")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_stage_files_load_and_name_their_stage(path):
+    config = load_config(StageConfig, path)
+    assert config.stage == path.stem
+    assert config.replay == [], "a stage file is the naive chain; replay is an overlay"
+
+
+def test_the_paper_chain_hangs_together():
+    asr, tts, sqa = (load_config(StageConfig, STAGES / f"{name}.yaml") for name in ("asr", "tts", "sqa"))
+    assert (tts.model.previous, sqa.model.previous) == (asr.out, tts.out)
+    assert asr.model.lora == tts.model.lora == sqa.model.lora
+    assert (asr.optim.lr, asr.model.lora.rank, asr.model.lora.alpha, asr.model.lora.dropout) == (5e-5, 64, 16, 0.1)
+
+
+def test_overlays_are_short_and_apply():
+    for path in (STAGES / "mitigations").glob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        assert len(lines) <= 6
+    config = load_config(StageConfig, STAGES / "sqa.yaml", overlays=[STAGES / "mitigations" / "replay.yaml"])
+    assert [source.ratio for source in config.replay] == [0.05, 0.05, 0.05]

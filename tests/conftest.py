@@ -1,0 +1,54 @@
+"""Shared fixtures: a pico tokenizer with units, a pico base, all made on the spot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+from support import make_base, make_text_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def units():
+    """Sixteen units at 25 Hz."""
+    from slm.tokens.vocabulary import UnitSet
+
+    return UnitSet(16, 25.0, "mel_kmeans", "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def pico_tokenizer(tmp_path_factory, units) -> Path:
+    """Artifact folder: text tokenizer plus sixteen units."""
+    from slm.artifact import write_manifest
+    from slm.tokens.vocabulary import add_units, save_tokenizer
+
+    tokenizer = make_text_tokenizer()
+    vocabulary = add_units(tokenizer, units)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, tokenizer, vocabulary)
+    write_manifest(folder, "tokenizer", config={})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico_base(tmp_path_factory, pico_tokenizer) -> Path:
+    """Untied pico base."""
+    return make_base(tmp_path_factory.mktemp("base"), pico_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def pico_tied_base(tmp_path_factory, pico_tokenizer) -> Path:
+    """Pico base whose head is its embedding."""
+    return make_base(tmp_path_factory.mktemp("tied"), pico_tokenizer, tied=True)

@@ -1,0 +1,159 @@
+"""Pico shard sets and a way to run the real launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["red", "dog", "paris", "cat", "two", "five", "moon", "tree"]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, pico_tokenizer) -> dict[str, str]:
+    """Recipe name -> folder of a small shard set of the pico vocabulary."""
+    from slm.data.build import build_shards
+    from slm.stages import RECIPES
+    from slm.tokens.vocabulary import load_tokenizer, units_to_text
+
+    tokenizer, vocabulary = load_tokenizer(pico_tokenizer)
+    draw = random.Random(0)
+
+    def units():
+        return [draw.randrange(16) for _ in range(draw.randint(4, 12))]
+
+    def text():
+        return " ".join(draw.choices(WORDS, k=draw.randint(1, 4)))
+
+    examples = {
+        "llm": [{"input": f"repeat twice {word} {i}", "output": f"{word} {word}"} for i in range(20) for word in WORDS],
+        "asr": [{"instruction": "write it", "discrete_unit": units(), "transcription": text()} for _ in range(160)],
+        "tts": [
+            {"instruction": "say it", "transcription": (words := text()), "interleaf": words + units_to_text(units())}
+            for _ in range(160)
+        ],
+    }
+    found = {}
+    for name, rows in examples.items():
+        out = tmp_path_factory.mktemp("shards") / name
+        build_shards(
+            rows,
+            recipe=RECIPES[name],
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            out=str(out),
+            config={"set": name},
+            inputs={},
+            max_length=128,
+        )
+        found[name] = str(out)
+    return found
+
+
+@dataclass
+class Outcome:
+    """What a run of the launcher left: exit code, output, run folder."""
+
+    code: int
+    text: str
+    out: Path
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def status(self) -> dict:
+        return json.loads((self.out / "status.json").read_text())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory, pico_base, shards):
+    """Run `launcher/train.py` for real: `train(out, ranks=2, launcher="torchrun", before="", **settings)`."""
+    extensions = tmp_path_factory.mktemp("extensions")
+
+    def run(out, *, stage="asr", ranks=2, launcher="torchrun", before="", wait=True, **settings):
+        config = {
+            "out": str(out),
+            "stage": stage,
+            "model": {
+                "base": str(pico_base),
+                "previous": settings.pop("previous", None),
+                "train": settings.pop("mode", "lora"),
+                "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
+                "activation_checkpointing": settings.pop("activation_checkpointing", "none"),
+            },
+            "data": {"shards": settings.pop("data", shards[stage]), "pack": {"length": 128}},
+            "replay": settings.pop("replay", []),
+            "batch": {"rows": 4, "micro_rows": settings.pop("micro_rows", 1)},
+            "optim": {"lr": settings.pop("lr", 5e-3)},
+            "duration": {"steps": settings.pop("steps", 6)},
+            "checkpoint": {"every": settings.pop("every", 2), "keep": 2},
+            "zero": str(ROOT / "ds_configs" / "zero" / settings.pop("zero", "cpu.json")),
+            **settings,
+        }
+        out = Path(out)
+        file = out.parent / f"{out.name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(config))
+        script = [str(ROOT / "launcher" / "train.py"), "--config", str(file)]
+        port = str(free_port())
+        start = {
+            "python": [sys.executable, *script],
+            "torchrun": [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                f"--nproc_per_node={ranks}",
+                f"--master_port={port}",
+                *script,
+            ],
+            "deepspeed": [
+                str(Path(sys.executable).with_name("deepspeed")),
+                "--num_gpus",
+                str(ranks),
+                "--master_port",
+                port,
+                *script,
+            ],
+        }[launcher]
+        env = {
+            **os.environ,
+            "TORCH_EXTENSIONS_DIR": str(extensions),
+            "OMP_NUM_THREADS": "1",
+            "CXX": "false",
+            "CC": "false",
+        }
+        if before:
+            start = ["bash", "-c", f'{before}; exec "$@"', "bash", *start]
+        process = subprocess.Popen(
+            start,
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        if not wait:
+            return process
+        text, _ = process.communicate(timeout=180)
+        assert not list(extensions.iterdir()), "an operator was compiled"
+        return Outcome(process.returncode, text, out)
+
+    return run

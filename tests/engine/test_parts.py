@@ -1,0 +1,102 @@
+"""The engine's pure parts: schedule, batches, the joining of configurations."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from slm.config.loader import from_mapping
+from slm.config.stage import ScheduleConfig, StageConfig
+from slm.data.loader import Row
+from slm.engine.batch import to_micro_batch
+from slm.engine.deepspeed_config import accumulation, joined, read_zero_json
+from slm.engine.distributed import find_place
+from slm.engine.schedule import rate_factor
+from slm.errors import ConfigError, MachineError
+
+
+def config(**changes):
+    plain = {"out": "o", "stage": "asr", "model": {"base": "b"}, "data": {"shards": "s"}, "duration": {"steps": 3}}
+    return from_mapping(StageConfig, plain | changes, "test")
+
+
+def row(ids, supervised, lengths, source="a"):
+    return Row(source=source, ids=np.array(ids, np.int32), supervised=np.array(supervised, bool), lengths=lengths)
+
+
+def test_labels_are_the_next_tokens_of_the_same_document():
+    batch = to_micro_batch([row([5, 6, 7, 8, 9], [0, 1, 1, 1, 1], [3, 2]), row([1, 2, 3], [0, 0, 1], [3], "b")])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 2, 3]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert batch.where.tolist() == [0, 1, 3, 6]  # 8 starts a document: nothing predicts it
+    assert batch.labels.tolist() == [6, 7, 9, 3]
+    assert (batch.rows, batch.sources, batch.tokens) == ([3, 1], ["a", "b"], 8)
+
+
+def test_a_row_whose_documents_do_not_add_up():
+    with pytest.raises(ValueError, match="documents hold 2 tokens, rows hold 3"):
+        to_micro_batch([row([1, 2, 3], [0, 1, 1], [2])])
+
+
+def test_cosine_rises_peaks_and_falls():
+    schedule = ScheduleConfig(kind="cosine", warmup=0.1, floor=0.1)
+    factors = [rate_factor(step, 100, schedule) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == 1.0 and factors[-1] == pytest.approx(0.1)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 40 / 89))
+    assert factors[50] == pytest.approx(middle)
+
+
+@pytest.mark.parametrize(("kind", "last"), [("linear", 0.0), ("constant", 1.0)])
+def test_other_schedules(kind, last):
+    assert rate_factor(9, 10, ScheduleConfig(kind=kind, warmup=0.0)) == last
+
+
+def test_rows_that_ranks_cannot_share():
+    assert accumulation(config(batch={"rows": 8, "micro_rows": 2}), 2) == 2
+    with pytest.raises(ConfigError, match="can't be shared"):
+        accumulation(config(batch={"rows": 8}), 3)
+
+
+def test_a_setting_in_both_places_names_both(tmp_path):
+    path = tmp_path / "z.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}, "optimizer": {}, "activation_checkpointing": {}}))
+    with pytest.raises(ConfigError) as failure:
+        read_zero_json(str(path))
+    assert f"{path}: optimizer: is set by optim of the stage YAML" in failure.value.what
+    assert f"{path}: activation_checkpointing: is set by model.activation_checkpointing" in failure.value.what
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_bad_deepspeed_json(tmp_path, text):
+    (tmp_path / "z.json").write_text(text)
+    with pytest.raises(ConfigError):
+        read_zero_json(str(tmp_path / "z.json"))
+    with pytest.raises(ConfigError, match="file not found"):
+        read_zero_json(str(tmp_path / "gone.json"))
+
+
+def test_the_joined_configuration_accumulates_in_fp32():
+    values = joined(config(), 2, bf16=True)
+    assert values["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert values["gradient_accumulation_steps"] == 4 and values["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("-1", "1")])
+def test_stale_variables_are_explained(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(MachineError, match="RANK"):
+        find_place()
+
+
+def test_place_without_a_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    place = find_place()
+    assert (place.rank, place.world_size, place.is_main) == (0, 1, True)
+    assert place.device.type == ("cuda" if torch.cuda.is_available() else "cpu")

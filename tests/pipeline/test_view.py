@@ -1,0 +1,56 @@
+"""What a person sees: status table, figures of a running step, plain and live lines."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from slm.artifact import write_json
+from slm.pipeline.record import Record
+from slm.pipeline.run import run_pipeline
+from slm.pipeline.status import rows, show_status
+from slm.pipeline.view import clock, describe, last_record
+
+
+def test_the_last_whole_record_is_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_record(path) == {}
+    path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + '\n{"step": 3')
+    assert last_record(path) == {"step": 2}
+
+
+def test_a_record_in_words():
+    record = {"step": 40, "steps": 100, "loss": 1.2345, "tokens_per_s": 8123.4, "step_s": 0.5}
+    assert describe(record) == "loss 1.234  8,123 tok/s  0:30 left"
+    assert clock(3700) == "1:01:40"
+
+
+def test_status_tells_done_stale_failed_and_to_do_apart(make_plan, screen):
+    steps = {"a": {}, "b": {"needs": ["a"]}, "c": {"needs": ["a"]}, "d": {"needs": ["c"]}}
+    run_pipeline(make_plan(steps), screen)
+    changed = make_plan({**steps, "b": {"needs": ["a"], "text": "new"}, "c": {"needs": ["a"]}})
+    (changed.folder / "d" / "MANIFEST.json").unlink()
+    record = Record(changed)
+    record.end(changed.step("d"), 1.0, "failed")
+    found = {row.name: (row.word, row.why) for row in rows(changed)}
+    assert found["a"] == ("done", "") and found["b"] == ("stale", "configuration changed: text")
+    assert found["c"] == ("done", "") and found["d"] == ("failed", f"see {changed.folder}/logs/d.log")
+    show_status(changed, screen)
+    assert "2 of 4 steps done" in screen.file.getvalue()
+
+
+def test_status_of_a_preempted_stage_says_where_it_continues(make_plan):
+    plan = make_plan({"a": {"kind": "train"}})
+    (plan.folder / "a").mkdir(parents=True)
+    write_json(plan.folder / "a" / "status.json", {"state": "preempted", "step": 40, "steps": 400})
+    (row,) = rows(plan)
+    assert (row.word, row.why) == ("partial", "preempted at step 40 of 400; continues")
+
+
+def test_a_terminal_gets_a_bar_and_a_line_for_each_finished_step(make_plan):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120)
+    run_pipeline(make_plan({"a": {"seconds": 0.5}, "b": {"needs": ["a"]}}), screen)
+    text = screen.file.getvalue()
+    assert "pipeline" in text and "1/2" in text and "✓ [1/2] a" in text and "✓ [2/2] b" in text
