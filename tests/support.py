@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,3 +68,18 @@ def make_base(folder: Path, tokenizer_folder: Path, *, tied: bool = False, layer
     save_tokenizer(folder, tokenizer, vocabulary)
     write_manifest(folder, "base", config={"tied": tied, "layers": layers, "seed": seed})
     return folder
+
+
+@contextmanager
+def full_disk(left: int = 1024) -> Iterator[None]:
+    """Writes past `left` bytes of any file of this process fail, as on a full disk.
+
+    A block and no fixture: between a test's body and its fixtures' end the runner writes its own output.
+    """
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

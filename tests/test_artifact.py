@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support import full_disk
 
 from slm.artifact import building, fingerprint_of, is_current, read_manifest, verify, write_atomic, write_manifest
 from slm.errors import CheckpointError, DataError, MachineError
@@ -64,19 +65,10 @@ def test_verify_names_the_damaged_file(tmp_path, damage):
 
 
 def test_a_full_disk_is_an_error_with_advice_and_keeps_the_old_file(tmp_path):
-    import resource
-    import signal
-
     target = tmp_path / "a.json"
     write_atomic(target, "old")
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(MachineError, match="no space left"):
-            write_atomic(target, "x" * 4096)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(), pytest.raises(MachineError, match="no space left"):
+        write_atomic(target, "x" * 4096)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

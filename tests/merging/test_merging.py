@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import errno
-import resource
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
+from support import full_disk
 
 from slm.artifact import write_manifest
 from slm.config.models import DiscountJob, MergeJob
@@ -160,12 +159,6 @@ def test_a_damaged_model_is_a_checkpoint_error(tmp_path, steps):
 
 
 def test_a_full_disk_while_discounting_is_a_machine_error(tmp_path, steps):
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        with pytest.raises(MachineError, match="no space left"):
-            discount(DiscountJob(out=str(tmp_path / "d"), model=steps["sqa"], scale=0.5))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(), pytest.raises(MachineError, match="no space left"):
+        discount(DiscountJob(out=str(tmp_path / "d"), model=steps["sqa"], scale=0.5))
     assert list(tmp_path.iterdir()) == []

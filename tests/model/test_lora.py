@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import re
-import resource
 import shutil
-import signal
 from contextlib import nullcontext
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from support import full_disk
 
 from slm.artifact import read_manifest, write_manifest
 from slm.config.stage import LoraConfig
@@ -183,16 +182,7 @@ def test_an_adapter_whose_base_was_made_anew_is_not_continued(tmp_path, pico_bas
         require_same_base(resolve(tmp_path / "step"), resolve(pico_base))
 
 
-@pytest.fixture
-def full_disk():
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_is_a_machine_error(tmp_path, full_disk):
-    with pytest.raises(MachineError, match="no space left") as failure:
+def test_a_full_disk_is_a_machine_error(tmp_path):
+    with full_disk(), pytest.raises(MachineError, match="no space left") as failure:
         save_tensors({"a": torch.zeros(4096)}, tmp_path / "a.safetensors")
     assert failure.value.where == str(tmp_path / "a.safetensors") and "free some space" in failure.value.mend
