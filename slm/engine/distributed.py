@@ -80,7 +80,7 @@ def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
     if on_cpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         local_world = _variable("LOCAL_WORLD_SIZE", place.world_size)
-        if "OMP_NUM_THREADS" not in os.environ or place.world_size == 1:
+        if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_world)))
     deepspeed.init_distributed(
         dist_backend="gloo" if on_cpu else "nccl",

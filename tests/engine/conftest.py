@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from engine.warm import Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["red", "dog", "paris", "cat", "two", "five", "moon", "tree"]
@@ -82,56 +83,53 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def settings_of(out: Path, base: Path, shards: dict[str, str], **settings) -> dict:
+    """A stage's YAML: pico defaults, some of them settable by a short name, the rest by their own key."""
+    stage = settings.pop("stage", "asr")
+    return {
+        "out": str(out),
+        "stage": stage,
+        "model": {
+            "base": str(settings.pop("base", base)),
+            "previous": settings.pop("previous", None),
+            "train": settings.pop("mode", "lora"),
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
+            "activation_checkpointing": settings.pop("activation_checkpointing", "none"),
+            **settings.pop("model", {}),
+        },
+        "data": {"shards": settings.pop("data", shards[stage]), "pack": {"length": 128}},
+        "replay": settings.pop("replay", []),
+        "batch": {"rows": 4, "micro_rows": settings.pop("micro_rows", 1)},
+        "optim": {"lr": settings.pop("lr", 5e-3)},
+        "duration": {"steps": settings.pop("steps", 6)},
+        "checkpoint": {"every": settings.pop("every", 2), "keep": 2},
+        "zero": str(ROOT / "ds_configs" / "zero" / settings.pop("zero", "cpu.json")),
+        **settings,
+    }
+
+
 @pytest.fixture(scope="session")
-def train(tmp_path_factory, pico_base, shards):
-    """Run `launcher/train.py` for real: `train(out, ranks=2, launcher="torchrun", before="", **settings)`."""
+def zygote(tmp_path_factory):
+    """Starts importing when the first test of a session asks for it."""
+    server = Zygote(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory, pico_base, shards, zygote):
+    """Run `launcher/train.py`: `train(out, ranks=2, launcher="warm", **settings)`.
+
+    `launcher` is `warm` (forked ranks, in a second), or `python`, `torchrun`, `deepspeed`: the real ones.
+    """
     extensions = tmp_path_factory.mktemp("extensions")
 
-    def run(out, *, stage="asr", ranks=2, launcher="torchrun", before="", wait=True, **settings):
-        config = {
-            "out": str(out),
-            "stage": stage,
-            "model": {
-                "base": str(pico_base),
-                "previous": settings.pop("previous", None),
-                "train": settings.pop("mode", "lora"),
-                "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
-                "activation_checkpointing": settings.pop("activation_checkpointing", "none"),
-            },
-            "data": {"shards": settings.pop("data", shards[stage]), "pack": {"length": 128}},
-            "replay": settings.pop("replay", []),
-            "batch": {"rows": 4, "micro_rows": settings.pop("micro_rows", 1)},
-            "optim": {"lr": settings.pop("lr", 5e-3)},
-            "duration": {"steps": settings.pop("steps", 6)},
-            "checkpoint": {"every": settings.pop("every", 2), "keep": 2},
-            "zero": str(ROOT / "ds_configs" / "zero" / settings.pop("zero", "cpu.json")),
-            **settings,
-        }
+    def run(out, *, ranks=2, launcher="warm", file_limit=None, wait=True, **settings):
         out = Path(out)
         file = out.parent / f"{out.name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(config))
-        script = [str(ROOT / "launcher" / "train.py"), "--config", str(file)]
-        port = str(free_port())
-        start = {
-            "python": [sys.executable, *script],
-            "torchrun": [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                f"--nproc_per_node={ranks}",
-                f"--master_port={port}",
-                *script,
-            ],
-            "deepspeed": [
-                str(Path(sys.executable).with_name("deepspeed")),
-                "--num_gpus",
-                str(ranks),
-                "--master_port",
-                port,
-                *script,
-            ],
-        }[launcher]
+        file.write_text(yaml.safe_dump(settings_of(out, pico_base, shards, **settings)))
+        script, port = [str(ROOT / "launcher" / "train.py"), "--config", str(file)], str(free_port())
         env = {
             **os.environ,
             "TORCH_EXTENSIONS_DIR": str(extensions),
@@ -139,17 +137,20 @@ def train(tmp_path_factory, pico_base, shards):
             "CXX": "false",
             "CC": "false",
         }
-        if before:
-            start = ["bash", "-c", f'{before}; exec "$@"', "bash", *start]
-        process = subprocess.Popen(
-            start,
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        if launcher == "warm":
+            process = zygote.start(
+                script, ranks, env | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, ROOT, file_limit
+            )
+        else:
+            process = subprocess.Popen(
+                launchers(ranks, port)[launcher] + script,
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
         if not wait:
             return process
         text, _ = process.communicate(timeout=180)
@@ -157,3 +158,16 @@ def train(tmp_path_factory, pico_base, shards):
         return Outcome(process.returncode, text, out)
 
     return run
+
+
+def launchers(ranks: int, port: str) -> dict[str, list[str]]:
+    """How a user starts ranks -> what stands before the script."""
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    return {
+        "python": [sys.executable],
+        "torchrun": [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *(f"--nproc_per_node={ranks}", f"--master_port={port}"),
+        ],
+        "deepspeed": [deepspeed, "--num_gpus", str(ranks), "--master_port", port],
+    }

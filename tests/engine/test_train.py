@@ -84,12 +84,12 @@ def test_the_first_step_is_the_gradient_of_the_mean_cross_entropy_over_labels(as
 
 def test_run_again_does_nothing_and_says_so(asr, train):
     before = (asr.out / "MANIFEST.json").stat().st_mtime_ns
-    again = train(asr.out, launcher="python", **FIRST)
+    again = train(asr.out, ranks=1, **FIRST)
     assert again.code == 0 and "up to date" in again.text
     assert (asr.out / "MANIFEST.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("ranks", "micro_rows", "launcher"), [(1, 1, "python"), (1, 4, "python"), (2, 2, "torchrun")])
+@pytest.mark.parametrize(("ranks", "micro_rows", "launcher"), [(1, 1, "warm"), (1, 4, "python"), (2, 2, "torchrun")])
 def test_ranks_and_accumulation_do_not_change_the_result(asr, train, tmp_path, ranks, micro_rows, launcher):
     other = train(tmp_path / "asr", ranks=ranks, micro_rows=micro_rows, launcher=launcher, **FIRST)
     assert other.code == 0, other.text
@@ -132,7 +132,7 @@ def test_killed_and_resumed_equals_the_straight_run_bit_for_bit(train, tmp_path)
     while not checkpoint.exists() and time.time() < deadline:
         time.sleep(0.01)
     launcher = psutil.Process(process.pid)
-    for victim in [*launcher.children(recursive=True), launcher]:  # torchrun's ranks have sessions of their own
+    for victim in [*launcher.children(recursive=True), launcher]:
         victim.kill()
     process.wait()
     assert not (out / "MANIFEST.json").exists(), "the run ended before it could be killed"
@@ -160,10 +160,10 @@ def test_a_stop_file_saves_and_asks_to_come_back(train, tmp_path):
 
 
 def test_ctrl_c_saves_and_the_next_run_continues_bit_for_bit(train, tmp_path):
-    straight = train(tmp_path / "straight", ranks=1, launcher="python", steps=40, every=1000, **FIRST)
+    straight = train(tmp_path / "straight", ranks=1, steps=40, every=1000, **FIRST)
     assert straight.code == 0, straight.text
     out = tmp_path / "asr"
-    process = train(out, wait=False, ranks=1, launcher="python", steps=40, every=1000, **FIRST)
+    process = train(out, wait=False, ranks=1, steps=40, every=1000, **FIRST)
     deadline = time.time() + 120
     while not (out / "metrics.jsonl").exists() and time.time() < deadline:
         time.sleep(0.01)
@@ -172,7 +172,7 @@ def test_ctrl_c_saves_and_the_next_run_continues_bit_for_bit(train, tmp_path):
     assert process.returncode == 130, text
     assert "interrupted" in text and "Traceback" not in text
     verify(next((out / "checkpoints").glob("step_*")))
-    again = train(out, ranks=1, launcher="python", steps=40, every=1000, **FIRST)
+    again = train(out, ranks=1, steps=40, every=1000, **FIRST)
     assert again.code == 0 and "resumed from" in again.text, again.text
     for name, value in adapter(straight.out).items():
         assert torch.equal(value, adapter(out)[name]), name
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(asr, train, tmp_path):
 
 
 def test_full_training_leaves_a_model(train, tmp_path, pico_base):
-    outcome = train(tmp_path / "llm", stage="llm", mode="full", ranks=1, launcher="python")
+    outcome = train(tmp_path / "llm", stage="llm", mode="full", ranks=1)
     assert outcome.code == 0, outcome.text
     before, after = load_base(pico_base).state_dict(), load_model(outcome.out).model.state_dict()
     assert before.keys() == after.keys()
