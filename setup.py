@@ -10,8 +10,15 @@ EXTRAS = {
     "merge": ["mergekit>=0.1.5"],
     "track": ["wandb>=0.20"],
     "report": ["matplotlib>=3.9", "jinja2>=3.1"],
+    # s3fs asks for a dateutil below 3 through aiobotocore, and pip finds no answer unless it is told first
+    "remote": ["fsspec>=2025.3", "aiohttp>=3.11", "s3fs>=2025.3", "python-dateutil<3"],
+    "cold": ["zstandard>=0.23"],
     "tiny": ["espeakng-loader>=0.2.4"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+    "dev": [
+        *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "psutil>=6"),
+        *("moto[s3]>=5.2", "flask>=3", "flask-cors>=5"),  # the S3 server of the tests
+        *("ruff>=0.9", "mypy>=1.13", "types-PyYAML"),
+    ],
 }
 
 setup(
