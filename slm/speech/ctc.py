@@ -20,6 +20,8 @@ from slm.tokens.alignment import Word
 
 STAR_COST = 1.0
 """What `STAR` pays a frame, in nats, below the likeliest label: so it takes only frames that nothing else explains."""
+DEAF_TO_PADDING = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+"""Models that give a wave in a padded batch what they give it alone; the others take one wave at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class CtcAligner:
         self._device = _device(config.device)
         self._model, self._extractor, self._config = model.to(self._device).eval(), extractor, config
         self._hop_s = model.config.inputs_to_logits_ratio / SAMPLE_RATE
-        # A group norm over the whole wave hears the padding; those models take one wave at a time.
-        self._together = getattr(model.config, "feat_extract_norm", "group") == "layer"
+        # A group norm over the whole wave, or convolutions behind it, hear the padding.
+        norm = getattr(model.config, "feat_extract_norm", "group")
+        self._together = norm == "layer" and model.config.model_type in DEAF_TO_PADDING
 
     @classmethod
     def load(cls, config: CtcConfig) -> CtcAligner:
@@ -111,7 +114,9 @@ class CtcAligner:
             ConfigError: no such device.
         """
         from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model)
             extractor = AutoFeatureExtractor.from_pretrained(config.model)
