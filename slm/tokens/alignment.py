@@ -225,7 +225,7 @@ def _from_json(text: str, path: Path, name: str) -> dict[str, list[Word]]:
     where = str(path)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", where=where) from None
     if isinstance(value, Mapping) and isinstance(value.get("tiers"), Mapping):
         return {path.stem: _from_json_tiers(value["tiers"], name, where)}
@@ -247,7 +247,7 @@ def _from_json_tiers(value: Mapping[str, Any], name: str, where: str) -> list[Wo
     tier = _find_tier(tiers, name, where)
     try:
         return [Word(str(label).strip(), float(start), float(end)) for start, end, label in value[tier.name]["entries"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"tier {tier.name!r} can't be read: {error}", where=where) from None
 
 
@@ -257,7 +257,7 @@ def _from_json_lines(text: str, path: Path, _tier: str) -> dict[str, list[Word]]
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"not valid JSON: {error}", where=f"{path}:{number}") from None
     return _rows(rows, str(path))
 
@@ -286,7 +286,7 @@ def _words(value: Any, where: str) -> list[Word]:
             if not isinstance(text, str):
                 raise TypeError
             words.append(Word(text.strip(), float(start), float(end)))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(
                 f"word {i} is {word!r}", where=where, mend="a word is {text, start_s, end_s} or {word, start, end}"
             ) from None

@@ -115,6 +115,7 @@ def test_the_tier_of_the_words(tmp_path, write):
         (lambda text: text.replace("IntervalTier", "SpectrumTier"), "unknown class 'SpectrumTier'"),
         (lambda text: text.replace("size = 2", "size = 2.5"), "number of entries of tier 'words' is 2.5"),
         (lambda text: text.replace("size = 2", "size = -1"), "is -1"),
+        (lambda text: text.replace("size = 2", "size = 1e999"), "is inf"),
         (
             lambda text: text.replace("xmax = 0.4", 'xmax = "0.4"'),
             "end of interval 1 of tier 'words' is '0.4', not a number",
@@ -237,6 +238,8 @@ def test_json(write, value, name):
         ("a.json", '[{"text": 3, "start": 0, "end": 1}]', "word 0 is"),
         ("a.json", '[{"text": "a", "start": null, "end": 1}]', "word 0 is"),
         ("a.json", '["a"]', "word 0 is"),
+        ("a.json", '[{"text": "a", "start": 0, "end": 1' + "0" * 400 + "}]", "word 0 is"),
+        ("a.json", "[" * 20_000, "not valid JSON"),
         ("a.jsonl", '{"id": "u"}', "row 0 is no object"),
         ("a.jsonl", '{"id": "u", "words": []}\n{"id": "u", "words": []}', "occurs twice"),
         ("a.json", '{"tiers": {"phones": {"type": "interval", "entries": []}}}', "the tiers are: 'phones'"),
