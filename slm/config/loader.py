@@ -192,7 +192,7 @@ def _override(text: str, problems: _Problems) -> Layered:
 
 
 def _known_fields(cls: type[BaseModel], path: Key, values: Any) -> list[str]:
-    """Names of the keys of the section that `path` points into; of a union, the member that `kind` names."""
+    """Names of the keys of the section that `path` points into; of a union, the member that its tag names."""
     current: Any = cls
     for part in path[:-1]:
         if isinstance(part, int):
@@ -207,14 +207,15 @@ def _known_fields(cls: type[BaseModel], path: Key, values: Any) -> list[str]:
             if isinstance(values, dict) and get_origin(current) is dict:
                 continue  # the next part is a free key, not a field
         sections = _sections_of(current)
-        kind = values.get("kind") if isinstance(values, dict) else None
-        named = [
-            section
-            for section in sections
-            if "kind" in section.model_fields and kind in get_args(section.model_fields["kind"].annotation)
-        ]
+        named = [section for section in sections if isinstance(values, dict) and _is_tagged(section, values)]
         current = next(iter(named or sections), None)
     return [field.alias or name for name, field in getattr(current, "model_fields", {}).items()]
+
+
+def _is_tagged(section: type[BaseModel], values: dict[str, Any]) -> bool:
+    """Whether the values hold the section's tag: a field that can only have one value, as `kind: merge`."""
+    fields = section.model_fields.items()
+    return any(get_args(field.annotation) == (values.get(name),) for name, field in fields if name in values)
 
 
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:
@@ -240,7 +241,8 @@ def _explain(error: Any, cls: type[BaseModel], path: Key, values: Any) -> str:
         context = error["ctx"]
         found = f", got '{context['tag']}'" if "tag" in context else ""
         options = context.get("expected_tags", "")
-        return f"needs kind{': one of ' + options if options else ''}{found}"
+        tag = context["discriminator"].strip("'")
+        return f"needs {tag}{': one of ' + options if options else ''}{found}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if kind.startswith("value_error"):
         return message

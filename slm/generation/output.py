@@ -10,7 +10,7 @@ import numpy as np
 
 from slm.generation.generate import Generated
 from slm.tokens.chat import decode
-from slm.tokens.interleave import split_interleaved
+from slm.tokens.interleave import unweave
 from slm.tokens.vocabulary import split_runs
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Output:
 def split_output(tokenizer: PreTrainedTokenizerFast, generated: Generated) -> Output:
     """Decode a continuation and split it into text and units."""
     raw = decode(tokenizer, generated.ids)
-    text, units = split_interleaved(raw)
+    text, units = unweave(raw)
     return Output(raw, text.strip(), units, generated.finished)
 
 

@@ -21,7 +21,7 @@ from slm.config.tiny import TinyCorpusConfig, TinyTextsConfig
 from slm.errors import ConfigError, DataError
 from slm.tiny import world
 from slm.tiny.synthesis import Request, synthesise
-from slm.tokens.interleave import Word
+from slm.tokens.alignment import Word
 
 UTTERANCES_FILE = "utterances.jsonl"
 Speaker = tuple[str, int, int]

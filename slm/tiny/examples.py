@@ -10,7 +10,8 @@ from typing import Any
 from slm.config.tiny import TinyCorpusConfig
 from slm.tiny import world
 from slm.tiny.corpus import Plan, SpokenQuestion, Utterance
-from slm.tokens.interleave import Word, interleave_words
+from slm.tokens.alignment import Word
+from slm.tokens.interleave import WORD_BY_WORD, weave
 from slm.tokens.vocabulary import UnitSet
 
 Row = dict[str, Any]
@@ -36,7 +37,8 @@ class Speech:
     def interleaved(self, utterance: Utterance) -> str:
         """Words and units of an answer, woven."""
         words, units = self.words[utterance.id], self.units[utterance.id]
-        return interleave_words(words, units, self.unit_set.rate_hz, self.unit_set.output)
+        repeats = self.unit_set.output
+        return weave(words, units, self.unit_set.rate_hz, WORD_BY_WORD, repeats=repeats, key=utterance.id)
 
 
 def turn_of(wordings: Sequence[str], row: int) -> str:

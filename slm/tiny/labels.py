@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slm.speech.audio import SAMPLE_RATE
-from slm.tokens.interleave import Word
+from slm.tokens.alignment import Word
 
 PARTS = 4
 """Every word is cut into so many parts of equal length, each with a label of its own."""

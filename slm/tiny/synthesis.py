@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import DataError, MachineError
-from slm.tokens.interleave import Word
+from slm.tokens.alignment import Word
 
 PROGRAM = "slm.tiny.espeak"
 BATCH = 64

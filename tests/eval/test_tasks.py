@@ -10,13 +10,13 @@ from slm.eval.tasks.instructions import RULES
 from slm.eval.tasks.tts import Tts
 from slm.generation.output import Output
 from slm.tiny import world
-from slm.tokens.interleave import split_interleaved
+from slm.tokens.interleave import unweave
 
 VOICED = ("wave_uer@1", "resynthesis_uer@1", "ceiling_uer@1")
 
 
 def said(raw: str, finished: bool = True) -> Output:
-    text, units = split_interleaved(raw)
+    text, units = unweave(raw)
     return Output(raw, text.strip(), units, finished)
 
 

@@ -20,7 +20,7 @@ from slm.stages import RECIPES
 from slm.tiny import build
 from slm.tiny.build import build_tiny
 from slm.tiny.corpus import read_rows
-from slm.tokens.interleave import split_interleaved
+from slm.tokens.interleave import unweave
 from slm.tokens.vocabulary import load_tokenizer, remove_repeats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,11 +82,11 @@ def test_targets_say_what_is_right(tiny_data):
         assert item["target"]["text"] == item["example"]["transcription"]
         assert item["audio"]
     for item in items(tiny_data, "tts"):
-        text, units = split_interleaved(item["example"]["interleaf"])
+        text, units = unweave(item["example"]["interleaf"])
         assert (text, units) == (item["target"]["text"], item["target"]["units"])
         assert units == remove_repeats(units)
     for item in items(tiny_data, "sqa"):
-        assert split_interleaved(item["example"]["output_interleaf"]) == (
+        assert unweave(item["example"]["output_interleaf"]) == (
             item["target"]["answer"],
             item["target"]["units"],
         )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from slm.tiny.labels import word_labels
-from slm.tokens.interleave import Word
+from slm.tokens.alignment import Word
 
 
 def test_every_period_has_the_part_of_the_word_in_its_middle():
