@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from slm.artifact import Manifest, canonical_json, remove, write_manifest
 from slm.config.base import to_make
@@ -152,10 +153,10 @@ def _join(job: ShardsJob, space: Workspace, plan: Plan, inputs: dict[str, str]) 
             mend="run their tasks again (part p is of task p mod n), or the job without --task: it builds what is left",
         )
     whole = joined(record for record in found if record is not None)
-    limits = {"max_length": job.max_length, "overlong": job.overlong}
-    check_counts(whole.counts, entries=whole.entries, where=job.out, **limits)
+    check_counts(whole.counts, max_length=job.max_length, overlong=job.overlong, entries=whole.entries, where=job.out)
     _, vocabulary = job_tokenizer(job)
-    about = {"recipe": job.recipe, "group_size": job.group, "parts": len(plan.parts), **limits}
+    about: dict[str, Any] = {"recipe": job.recipe, "group_size": job.group, "parts": len(plan.parts)}
+    about |= {"max_length": job.max_length, "overlong": job.overlong}
     about |= {"compress": job.compress} if job.compress else {}
     about |= whole.counts.to_json() | set_facts(whole.entries, whole.length_counts, vocabulary)
     manifest = write_manifest(

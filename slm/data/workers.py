@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm.config.interleave import TokensSchedule
-from slm.config.shards import AS_TOKENIZER, AudioSource, ShardsJob, UnitsSource
+from slm.config.listing import files_digest
+from slm.config.shards import AS_TOKENIZER, TOKENIZER_FILES, AudioSource, ShardsJob, UnitsConfig, UnitsSource
 from slm.data.cold import compress
 from slm.data.parts import Part, Plan, Record
 from slm.data.samples import Sampler, check_dropped
@@ -58,20 +59,25 @@ def job_tokenizer(job: ShardsJob) -> tuple[PreTrainedTokenizerFast, Vocabulary]:
     Raises:
         DataError: no tokenizer there, or its units are not those of the job.
     """
-    tokenizer, vocabulary = load_tokenizer(job.tokenizer)
-    if job.units is None:
+    return _load(job.tokenizer, job.units, files_digest(job.tokenizer, TOKENIZER_FILES))
+
+
+@lru_cache(maxsize=1)  # with 10,000 units a tokenizer takes seconds to load
+def _load(folder: str, units: UnitsConfig | None, _digest: str) -> tuple[PreTrainedTokenizerFast, Vocabulary]:
+    tokenizer, vocabulary = load_tokenizer(folder)
+    if units is None:
         tokenizer = without_units(tokenizer) if vocabulary.units else tokenizer
         return tokenizer, text_vocabulary(tokenizer)
-    values = job.units.model_dump()
+    values = units.model_dump()
     if vocabulary.units is not None:
         if values["codebook"] == AS_TOKENIZER:
             values["codebook"] = vocabulary.units.codebook
-        require_same_units(UnitSet(**values), vocabulary.units, f"tokenizer {job.tokenizer}")
+        require_same_units(UnitSet(**values), vocabulary.units, f"tokenizer {folder}")
         return tokenizer, vocabulary
     if values["codebook"] == AS_TOKENIZER:
         raise DataError(
             "the tokenizer has no units, so it names no codebook",
-            where=f"units.codebook: {AS_TOKENIZER}, tokenizer {job.tokenizer}",
+            where=f"units.codebook: {AS_TOKENIZER}, tokenizer {folder}",
             mend="give the tokenizer of the expanded model, or units.codebook=SHA256",
         )
     return tokenizer, add_units(tokenizer, UnitSet(**values))
@@ -162,7 +168,7 @@ def build_parts(
     told = [0, 0]
 
     def tell() -> None:
-        now = list(counted)
+        now = [counted[0], counted[1]]
         report(now[0] - told[0], now[1] - told[1])
         told[:] = now
 

@@ -91,7 +91,7 @@ class HfRows:
                 if self.source.streaming:
                     loaded = loaded.to_iterable_dataset(num_shards=max(1, len(loaded.cache_files)))
             else:
-                loaded = datasets.load_dataset(path, **self._arguments(path))
+                loaded = datasets.load_dataset(**self._arguments(path))
         except DataError:
             raise
         except (FileNotFoundError, ConnectionError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -109,6 +109,7 @@ class HfRows:
         import datasets
 
         arguments: dict[str, Any] = {
+            "path": path,
             "name": self.source.name,
             "split": self.source.split,
             "revision": self.source.revision,

@@ -45,8 +45,8 @@ class ParquetRows:
 
         path = self.files[piece]
         with parquet.ParquetFile(path) as file:
-            groups, group_start = [], 0
-            skip = start
+            groups: list[int] = []
+            group_start, skip = 0, start
             for group in range(file.metadata.num_row_groups):
                 group_stop = group_start + file.metadata.row_group(group).num_rows
                 if group_stop > start and (stop is None or group_start < stop):
