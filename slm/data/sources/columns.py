@@ -100,8 +100,8 @@ class Columns:
         assert self.units is not None
         if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
             raise self._bad(name, f"holds {_type_name(value)}, expected a list of units", where)
-        units = np.asarray(value)
-        if units.size and (units.ndim != 1 or units.dtype.kind not in "iu"):
+        units = as_units(value)
+        if units is None:
             raise self._bad(name, "holds a list of other things than whole numbers, expected units", where)
         if units.size:
             self._in_range(int(units.min()), int(units.max()), name, where)
@@ -138,6 +138,15 @@ class Columns:
         return DataError(
             f"column {name!r} {what}", where=where, mend=f"recipe {self.recipe} reads {', '.join(self.needed)}"
         )
+
+
+def as_units(value: Any) -> np.ndarray | None:
+    """A list of whole numbers as an array, None for any other list."""
+    try:
+        units = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return None
+    return units if units.ndim == 1 and (not units.size or units.dtype.kind in "iu") else None
 
 
 def _type_name(value: Any) -> str:

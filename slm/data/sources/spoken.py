@@ -7,12 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slm.config.listing import walk
 from slm.config.shards import AudioSource, ShardsJob, UnitsSource
 from slm.data.sources.base import Example
-from slm.data.sources.columns import instruction
+from slm.data.sources.columns import as_units, instruction
 from slm.errors import DataError
 from slm.tokens.alignment import Word, read_alignment, read_alignments
 from slm.tokens.interleave import weave
@@ -64,11 +62,9 @@ class SpokenExamples:
         Raises:
             DataError: units out of range, or an alignment that is missing or does not fit.
         """
-        raw = np.asarray(units)
-        if raw.ndim != 1 or (raw.size and raw.dtype.kind not in "iu"):
-            raise DataError(
-                f"units are {raw.dtype} of shape {raw.shape}, expected a list of whole numbers", where=where
-            )
+        raw = as_units(units)
+        if raw is None:
+            raise DataError("units are no plain list, expected a list of whole numbers", where=where)
         if raw.size and not (raw.min() >= 0 and raw.max() < self.units.count):
             raise DataError(
                 f"units {raw.min()}..{raw.max()} are outside the {self.units.count} that the job declares", where=where
