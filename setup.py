@@ -11,6 +11,7 @@ EXTRAS = {
     "track": ["wandb>=0.20"],
     "report": ["matplotlib>=3.9", "jinja2>=3.1"],
     "tiny": ["espeakng-loader>=0.2.4"],
+    "cold": ["zstandard>=0.22"],
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
 }
 
