@@ -101,9 +101,8 @@ def main() -> int:
     if len(fingerprints) != 1:
         print("the sets differ", file=sys.stderr)
         return 1
-    print(
-        "| workers | seconds | examples/s | Mtok/s | CPU-s | examples/CPU-s | Mtok/CPU-s |\n|---|---|---|---|---|---|---|"
-    )
+    print("| workers | seconds | examples/s | Mtok/s | CPU-s | examples/CPU-s | Mtok/CPU-s |")
+    print("|---|---|---|---|---|---|---|")
     print("\n".join(lines))
     return 0
 
