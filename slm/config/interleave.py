@@ -116,7 +116,8 @@ class CtcConfig(Strict):
     """Forced alignment of transcripts by a CTC model that hears the wave."""
 
     model: str
-    """Folder of a transformers CTC model with its tokenizer and feature extractor (wav2vec 2.0, HuBERT, WavLM, …)."""
+    """Folder or Hub name of a transformers CTC model that hears waves (wav2vec 2.0, HuBERT, WavLM, …), with its
+    tokenizer and feature extractor."""
     device: str = "auto"
     """`auto` is the GPU if there is one; or `cpu`, `cuda`, `cuda:1`."""
     batch_seconds: float = Field(default=120.0, gt=0)

@@ -1,4 +1,4 @@
-"""Speech in and out of units: audio files, extractors, vocoders.
+"""Speech in and out of units: audio files, extractors, vocoders, forced alignment.
 
 Owns the codebooks and the two Protocols every other room speaks to; knows no corpus, no model and
 no training data. `load_speech(folder)` opens a speech artifact by the names in its `speech.json`.

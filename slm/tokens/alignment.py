@@ -196,7 +196,7 @@ def _from_ctm(text: str, path: Path, _tier: str) -> dict[str, list[Word]]:
     """`utterance channel start duration word [confidence]` lines; `;;` begins a comment."""
     found: dict[str, list[Word]] = {}
     channels: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith(";;"):
             continue
         where = f"{path}:{number}"
@@ -225,7 +225,7 @@ def _from_json(text: str, path: Path, name: str) -> dict[str, list[Word]]:
     where = str(path)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", where=where) from None
     if isinstance(value, Mapping) and isinstance(value.get("tiers"), Mapping):
         return {path.stem: _from_json_tiers(value["tiers"], name, where)}
@@ -240,21 +240,24 @@ def _from_json(text: str, path: Path, name: str) -> dict[str, list[Word]]:
 
 def _from_json_tiers(value: Mapping[str, Any], name: str, where: str) -> list[Word]:
     """The Montreal Forced Aligner's JSON: `{tier: {type: interval, entries: [[start, end, label], …]}}`."""
-    kinds = {"interval": INTERVALS}
-    tier = _find_tier([Tier(str(key), kinds.get(tier["type"], POINTS), ()) for key, tier in value.items()], name, where)
+    tiers = []
+    for key, about in value.items():
+        points = isinstance(about, Mapping) and about.get("type") == "point"
+        tiers.append(Tier(str(key), POINTS if points else INTERVALS, ()))
+    tier = _find_tier(tiers, name, where)
     try:
         return [Word(str(label).strip(), float(start), float(end)) for start, end, label in value[tier.name]["entries"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"tier {tier.name!r} can't be read: {error}", where=where) from None
 
 
 def _from_json_lines(text: str, path: Path, _tier: str) -> dict[str, list[Word]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"not valid JSON: {error}", where=f"{path}:{number}") from None
     return _rows(rows, str(path))
 
@@ -283,7 +286,7 @@ def _words(value: Any, where: str) -> list[Word]:
             if not isinstance(text, str):
                 raise TypeError
             words.append(Word(text.strip(), float(start), float(end)))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(
                 f"word {i} is {word!r}", where=where, mend="a word is {text, start_s, end_s} or {word, start, end}"
             ) from None

@@ -13,15 +13,15 @@ from functools import lru_cache
 
 import numpy as np
 
-INTERLEAVING = 5
-"""Keeps this stream apart from those of orders (1 to 4 in `slm.data.seeded`) under the same seed."""
+INTERLEAVING = 101
+"""Keeps this stream apart from those of orders (small numbers in `slm.data.seeded`) under the same seed."""
 
 
 class Draws:
     """A stream of choices that depends on a seed and a key alone."""
 
     def __init__(self, seed: int, key: str) -> None:
-        entropy = np.frombuffer(hashlib.sha256(key.encode()).digest(), dtype="<u4").tolist()
+        entropy = np.frombuffer(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest(), dtype="<u4").tolist()
         self._bits = np.random.PCG64(np.random.SeedSequence([INTERLEAVING, seed, *entropy, 1]))
 
     def raw(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from slm.errors import DataError
 
 _TOKEN = re.compile(r'"([^"]*(?:""[^"]*)*)"|!([^\n]*)|([^\s"]+)')
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?%?")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _FLAG = re.compile(r"<\w+>")
 INTERVALS, POINTS = "IntervalTier", "TextTier"
 
@@ -50,11 +50,11 @@ class _Values:
         return self._next("flag", what)
 
     def number(self, what: str) -> float:
-        return float(self._next("number", what).rstrip("%"))
+        return float(self._next("number", what))
 
     def count(self, what: str) -> int:
         value = self.number(what)
-        if value < 0 or value != int(value):
+        if not (value >= 0 and value.is_integer()):
             raise DataError(f"the TextGrid's {what} is {value:g}", where=self._where)
         return int(value)
 

@@ -9,6 +9,7 @@ from slm.errors import ConfigError, DataError
 from slm.speech.audio import read_audio
 from slm.tiny import world
 from slm.tiny.corpus import Plan, plan, read_rows, read_words, world_questions
+from slm.tokens.alignment import read_alignments
 
 SMALL = TinyCorpusConfig(
     asr=TinyTextsConfig(count=300),
@@ -143,6 +144,11 @@ def test_recordings_and_their_rows_agree(tiny_data):
         assert row["split"] in ("train", "test", "new_voices")
     about = read_manifest(tiny_data / "corpus").about
     assert about["utterances"] == len(rows)
+
+
+def test_the_rows_are_an_alignment_file(tiny_data):
+    found = read_alignments(tiny_data / "corpus" / "utterances.jsonl")
+    assert found == {name: list(words) for name, words in read_words(tiny_data / "corpus").items()}
 
 
 def test_rows_that_are_no_json_name_their_line(tmp_path):

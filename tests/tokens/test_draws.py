@@ -12,7 +12,7 @@ from slm.tokens.draws import Draws
 def test_the_stream_never_changes():
     draws = Draws(7, "spéaker/utt-1")
     found = [draws.below(1000), draws.poisson(10.0), draws.chance(0.5), draws.below(1000), draws.poisson(0.5)]
-    assert found == [698, 5, True, 907, 0]
+    assert found == [417, 9, True, 498, 1]
 
 
 @given(st.integers(0, 2**40), st.text(), st.integers(1, 2**40))

@@ -71,7 +71,7 @@ def whole_text(words) -> str:
     return " ".join(word.text for word in words)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(utterances(), schedules, repeats_policies, keys)
 def test_pieces_hold_every_word_and_every_unit_once_and_in_order(utterance, config, repeats, key):
     words, units = utterance
@@ -81,7 +81,7 @@ def test_pieces_hold_every_word_and_every_unit_once_and_in_order(utterance, conf
     assert all(piece.sides for piece in found), "nothing is left out on both sides"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(utterances(), schedules, repeats_policies, keys)
 def test_unweaving_is_the_inverse_of_weaving(utterance, config, repeats, key):
     words, units = utterance
