@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +93,22 @@ def save_magpie(folder: Path, rows: list[dict]) -> Path:
     silence = {name: {"bytes": sound.getvalue(), "path": None} for name in audio}
     table = pyarrow.Table.from_pylist([row | silence for row in rows])
     loaded = Dataset(table.select(list(features)).cast(features.arrow_schema))
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(card(text, audio, len(rows)))
     half = len(rows) // 2
     for number, part in enumerate((loaded.select(range(half)), loaded.select(range(half, len(rows))))):
-        path = folder / "data" / f"train-{number:05d}-of-00002.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.to_parquet(str(path))
+        part.to_parquet(str(folder / "data" / f"train-{number:05d}-of-00002.parquet"))
     return folder
+
+
+def card(text: Iterable[str], audio: Iterable[str], count: int) -> str:
+    """The head of a README as `push_to_hub` writes it."""
+    features = [f"  - name: {name}\n    dtype: string" for name in text]
+    features += ["  - name: input_unit\n    list: int64"]
+    features += [f"  - name: {name}\n    dtype:\n      audio:\n        sampling_rate: 16000" for name in audio]
+    splits = f"  splits:\n  - name: train\n    num_bytes: 123456\n    num_examples: {count}"
+    configs = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*"
+    return "\n".join(["---", "dataset_info:", "  features:", *features, splits, configs, "---", ""])
 
 
 def samples_of(folder: str | Path):

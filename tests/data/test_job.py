@@ -148,21 +148,20 @@ def test_long_spoken_answers_are_split_between_words(tmp_path, tokenizer):
     assert pieces == wholes
 
 
-def test_units_of_another_kind_are_refused_before_any_work(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "ls.jsonl", ls960_rows(3))
-    source = f"source={{kind: jsonl, path: {path}}}"
+def test_units_of_another_kind_are_refused_before_any_work(many):
     for change, named in [
-        ("units.count=5000", "count: the job says 5000, the data 10000"),
-        ("units.rate_hz=25", "rate_hz"),
-        ("units.extractor=mel_kmeans", "extractor"),
+        ("units.count=5000", "count: the job says 5000, the data 16"),
+        ("units.rate_hz=50", "rate_hz"),
+        ("units.extractor=xlsr2_1b_v2", "extractor"),
         (f"units.codebook={'a' * 64}", "codebook"),
         ("units.output=kept", "output"),
         ("units.input=removed", "input"),
     ]:
+        job = many("set", change)
         with pytest.raises(DataError, match=named) as caught:
-            build_shard_set(shipped("librispeech_asr", tmp_path, tokenizer, source, change))
-        assert str(tokenizer) in caught.value.where
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["ls.jsonl"]
+            build_shard_set(job)
+        assert job.tokenizer in caught.value.where
+    assert [each.name for each in many.folder.iterdir()] == ["rows"]
 
 
 def test_a_plain_tokenizer_gets_the_declared_units(tmp_path, tokenizer):

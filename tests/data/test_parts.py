@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -12,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from published_sets import (
     JOBS,
@@ -19,10 +22,12 @@ from published_sets import (
     samples_of,
     write_jsonl,
 )
+from rich.console import Console
 
 from slm.artifact import read_manifest, verify
 from slm.data import job as job_module
 from slm.data.job import build_shard_set
+from slm.data.progress import BuildProgress
 from slm.data.reader import ShardSet
 from slm.errors import ConfigError, DataError, MachineError
 from slm.stages import RECIPES
@@ -195,16 +200,68 @@ def test_the_entry_and_the_command_are_one(many, tmp_path, capsys, monkeypatch):
     assert "job tiny is built in one piece" in capsys.readouterr().err
 
 
+def test_an_empty_source_is_an_error(many):
+    for name in "ab":
+        (many.folder / "rows" / f"{name}.jsonl").write_text("")
+    with pytest.raises(DataError, match="the source holds no row"):
+        build_shard_set(many("set"))
+
+
+def test_a_full_disk_keeps_the_older_set_and_what_was_finished(many, monkeypatch, caplog):
+    before = many("set", "source.rows=20")
+    build_shard_set(before)
+    fsync, calls = os.fsync, iter(range(10**6))
+
+    def full(file):
+        if next(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MachineError, match="no space left"):
+        build_shard_set(many("set"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert ShardSet(before.out).samples == 20
+    with caplog.at_level(logging.INFO):
+        build_shard_set(many("set"))
+    assert "parts from before" in caplog.text and ShardSet(before.out).samples == 100
+
+
+def test_workers_end_with_their_parent(many, tmp_path):
+    path = tmp_path / "rows" / "z.jsonl"
+    path.write_text((tmp_path / "rows" / "b.jsonl").read_text() * 100)
+    job = many("set")
+    command = [sys.executable, "data_shards/build.py", str(JOBS / "librispeech_asr.yaml"), f"out={job.out}"]
+    command += [f"tokenizer={job.tokenizer}", f"units={many.units}", "part=13", "--workers", "2"]
+    command += [f"source={{kind: jsonl, path: '{tmp_path}/rows/*.jsonl'}}"]
+    build = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob(".set.parts-*/.records/part-*")):
+        assert build.poll() is None
+        time.sleep(0.01)
+    children = psutil.Process(build.pid).children(recursive=True)
+    assert len(children) >= 2
+    build.kill()
+    build.wait()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == [] and len(gone) == len(children)
+
+
+def test_a_bar_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = BuildProgress("set", 10, console=console)
+    progress.update(4, 2_000_000)
+    progress.stop()
+    assert "set" in console.file.getvalue() and "4/10" in console.file.getvalue()
+    assert "Mtok/s" in console.file.getvalue()
+
+
 def test_progress_is_said_in_lines(many, caplog, monkeypatch):
-    monkeypatch.setattr(job_module, "BuildProgress", lambda *args: _Eager(*args, every_s=0.0))
+    monkeypatch.setattr(job_module, "BuildProgress", lambda *args: BuildProgress(*args, every_s=0.0))
     with caplog.at_level(logging.INFO):
         build_shard_set(many("set"))
     assert "example 13/100" in caplog.text and "Mtok/s  left " in caplog.text
     assert "8 parts, 100 examples in" in caplog.text
-
-
-class _Eager(job_module.BuildProgress):
-    pass
 
 
 def test_a_killed_worker_is_a_clear_error(many, monkeypatch):

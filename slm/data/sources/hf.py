@@ -94,13 +94,13 @@ class HfRows:
                 loaded = datasets.load_dataset(**self._arguments(path))
         except DataError:
             raise
-        except (FileNotFoundError, ConnectionError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # of the library, of the Hub's client, or of what that uses for the network
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(
                 f"the data set can't be loaded: {first_line}",
                 where=f"hf source {path}",
                 mend="check path, name, split and revision; private sets on the Hub need HF_TOKEN in the environment",
-            ) from None
+            ) from error
         if loaded.column_names is not None:
             self.columns.require(loaded.column_names, path)
         return loaded.select_columns(list(self.columns.needed))
@@ -119,8 +119,8 @@ class HfRows:
             suffix = Path(path).suffix.lstrip(".")
             return arguments | {"path": {"jsonl": "json"}.get(suffix, suffix), "data_files": path}
         builder = datasets.load_dataset_builder(path, name=self.source.name, revision=self.source.revision)
-        if self.source.streaming and hasattr(builder.config, "columns"):
-            # Parquet: what is not asked for is not even read.
+        if hasattr(builder.config, "columns"):
+            # Parquet: what is not asked for is neither read nor copied to the cache.
             known = builder.info.features
             if known is not None:
                 self.columns.require(list(known), path)

@@ -189,6 +189,9 @@ def test_files_that_are_not_what_they_say(tmp_path):
         read(make_job("llm", {"kind": "parquet", "path": str(tmp_path / "none*.parquet")}))
     with pytest.raises(DataError, match="can't be loaded"):
         read(make_job("llm", {"kind": "hf", "path": str(tmp_path / "nowhere")}))
+    with pytest.raises(DataError, match="can't be loaded") as caught:
+        read(make_job("llm", {"kind": "hf", "path": "nobody/nothing"}))  # offline: the Hub is not there
+    assert caught.value.where == "hf source nobody/nothing" and "HF_TOKEN" in caught.value.mend
 
 
 def test_splits_and_streams_of_saved_data_sets(tmp_path):
