@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from slm.cli import commands, pipeline
+from slm.cli import build, commands, pipeline
 from slm.errors import run_entry
 
 HELP = "Train spoken language models in stages; measure forgetting, and prevent it."
@@ -26,7 +26,8 @@ app.command("merge")(commands.merge)
 app.command("eval")(commands.evaluate)
 app.command("report")(commands.report)
 app.command("generate")(commands.generate)
-data.command("build")(commands.data_build)
+data.command("build")(build.data_build)
+data.command("unpack")(build.data_unpack)
 model.command("tiny-base")(commands.model_tiny_base)
 model.command("expand")(commands.model_expand)
 model.command("discount")(commands.model_discount)

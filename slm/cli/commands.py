@@ -1,4 +1,4 @@
-"""The commands that do one thing: check, build, train, make models, evaluate, report, generate."""
+"""The commands that do one thing: check, train, make models, evaluate, report, generate."""
 
 from __future__ import annotations
 
@@ -48,20 +48,6 @@ def train(
     from slm.engine.run import train as run
 
     return run(stage, command=" ".join(["slm", *sys.argv[1:]]))
-
-
-def data_build(job: File = None, overrides: Pairs = None) -> None:
-    """Build data by a job file (= python data_shards/build.py)."""
-    path = need(job, "slm data build JOB [key=value …]", "data_shards/jobs/*.yaml")
-    from slm.config.loader import load_config
-    from slm.config.tiny import TinyDataJob
-    from slm.log import setup_logging
-
-    config = load_config(TinyDataJob, path, overrides or [])
-    setup_logging()
-    from slm.tiny.build import build_tiny
-
-    build_tiny(config)
 
 
 def model_tiny_base(overrides: Pairs = None) -> None:

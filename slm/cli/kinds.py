@@ -20,8 +20,8 @@ def load_any(path: str, overrides: Sequence[str], overlays: Sequence[str]) -> tu
         ConfigError: every problem; or no kind of configuration has such keys.
     """
     from slm.config.evaluation import EvalJob
+    from slm.config.jobs import load_data_job
     from slm.config.stage import StageConfig
-    from slm.config.tiny import TinyDataJob
     from slm.pipeline.planner import load_pipeline, make_plan
 
     layer = read_layers(path, overrides, overlays)
@@ -41,7 +41,7 @@ def load_any(path: str, overrides: Sequence[str], overlays: Sequence[str]) -> tu
         load_config(EvalJob, path, [*_missing(layer.values, needed), *overrides], overlays)
         kind = "evaluation"
     elif "job" in layer.values:
-        load_config(TinyDataJob, path, [*_missing(layer.values, needed), *overrides], overlays)
+        load_data_job(path, [*_missing(layer.values, needed), *overrides], overlays)
         kind = "data job"
     else:
         raise ConfigError(

@@ -44,18 +44,26 @@ class Job(Strict):
         """Name -> folder of every artifact that is read."""
         return {}
 
+    def fingerprints(self) -> dict[str, str]:
+        """Name -> fingerprint of everything that is read: of `inputs()`, and of what is no artifact.
+
+        Raises:
+            DataError: an input is missing or unfinished.
+        """
+        return input_fingerprints_of(self.inputs())
+
     def identity(self) -> dict[str, Any]:
         """The part of the configuration that changes the bytes: paths and display left out."""
         return self.model_dump(mode="json", exclude={"out", *self.ignored})
 
 
 def input_fingerprints(job: Job) -> dict[str, str]:
-    """The fingerprint of every artifact a job reads.
+    """The fingerprint of everything a job reads.
 
     Raises:
         DataError: an input is missing or unfinished.
     """
-    return input_fingerprints_of(job.inputs())
+    return job.fingerprints()
 
 
 def to_make(job: Job) -> dict[str, str] | None:

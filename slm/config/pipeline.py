@@ -242,6 +242,8 @@ class PipelineConfig(Strict):
         sources = self.data_steps()
         for path, text in step.sets().items():
             owner, slash, _ = text.partition("/")
+            if text in sources:
+                continue  # a step that makes one set
             if slash and owner not in sources:
                 yield ("steps", name, *path), f"no data step '{owner}'; there are: {', '.join(sources)}"
             elif not slash and len(sources) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import zlib
 from array import array
 from collections import Counter
@@ -55,7 +56,8 @@ class ShardWriter:
         vocabulary: ids have to lie in it; its fingerprint goes into every shard.
         group_size: samples per group; 1 gives stock readers one sample per key.
         shard_bytes: a shard is closed at the first group border past this size.
-        first_shard: number of the first shard, so that several writers can fill one set.
+        first_shard, stride: number of the first shard, and from one to the next, so that several writers can fill
+            one set: writer i of n takes i, i + n, i + 2n, …
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ShardWriter:
         group_size: int = fmt.GROUP_SIZE,
         shard_bytes: int = SHARD_BYTES,
         first_shard: int = 0,
+        stride: int = 1,
     ) -> None:
         if group_size < 1 or shard_bytes < 1:
             raise ConfigError(f"group_size ({group_size}) and shard_bytes ({shard_bytes}) are at least 1")
@@ -75,7 +78,7 @@ class ShardWriter:
         self.shard_bytes = shard_bytes
         self.entries: list[ShardEntry] = []
         self.length_counts: Counter[int] = Counter()
-        self._number = first_shard
+        self._number, self._stride = first_shard, stride
         self._shard: _OpenShard | None = None
         self._ids: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
@@ -136,7 +139,7 @@ class ShardWriter:
         if self._shard is not None:
             self.entries.append(self._shard.finish())
             self._shard = None
-            self._number += 1
+            self._number += self._stride
 
 
 class _OpenShard:
@@ -150,7 +153,7 @@ class _OpenShard:
         self.offsets, self.sizes = array("Q"), array("Q")
         self.crcs, self.counts, self.lengths = array("I"), array("I"), array("I")
         self._sha256 = hashlib.sha256()
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._part = self.path.with_name(f".{self.path.name}.{socket.gethostname()}-{os.getpid()}.part")
         self._file = open(self._part, "wb")  # noqa: SIM115 (closed by finish or discard)
         head = {"format": "slm shards", "version": fmt.FORMAT, "shard": number, "group_size": group_size}
         self._head_crc = self._write(_json_member(fmt.HEAD_MEMBER, head | {"vocabulary": vocabulary}))

@@ -11,6 +11,7 @@ from typing import Any
 
 from slm.config.base import Job
 from slm.config.evaluation import EvalJob
+from slm.config.jobs import load_data_job
 from slm.config.loader import dotted, from_mapping, load_config, read_layers
 from slm.config.models import DiscountJob, ExpandJob, MergeJob
 from slm.config.pipeline import (
@@ -26,7 +27,7 @@ from slm.config.pipeline import (
 )
 from slm.config.report import ReportJob
 from slm.config.stage import StageConfig
-from slm.config.tiny import TinyBaseJob, TinyDataJob
+from slm.config.tiny import TinyBaseJob
 from slm.errors import ConfigError
 from slm.pipeline import commands
 from slm.pipeline.graph import Plan, Step
@@ -103,7 +104,9 @@ def _needs(config: PipelineConfig, name: str) -> tuple[str, ...]:
 
 
 def _source(config: PipelineConfig, text: str) -> tuple[str, str]:
-    """A shard set's (data step, set)."""
+    """A shard set's (data step, set); the set is empty when the step makes that one set and no other."""
+    if text in config.data_steps():
+        return text, ""
     owner, slash, name = text.partition("/")
     return (owner, name) if slash else (config.data_steps()[0], text)
 
@@ -126,7 +129,7 @@ class _Planner:
 
     def shards(self, text: str) -> str:
         owner, name = _source(self.config, text)
-        return f"{self.folder(owner)}/shards/{name}"
+        return f"{self.folder(owner)}/shards/{name}" if name else self.folder(owner)
 
     def step(self, name: str) -> Step:
         step = self.config.steps[name]
@@ -152,7 +155,7 @@ class _Planner:
 
     def _data(self, name: str, step: DataStep) -> tuple[Job, list[str], int]:
         values = {"out": self.folder(name), **step.set}
-        job = load_config(TinyDataJob, find_config(step.job), commands.overrides(values))
+        job = load_data_job(find_config(step.job), commands.overrides(values))
         return job, commands.data(step.job, values), self.slots
 
     def _tiny_base(self, name: str, step: TinyBaseStep) -> tuple[Job, list[str], int]:

@@ -19,6 +19,8 @@ class Recipe:
         prompt_columns, answer_columns: what an example must hold for each half.
         compose_prompt, compose_answer: write a half from such an example; call `prompt`, `answer` or
             `turn`, which check the columns first.
+        split: cuts an example in two that are examples themselves, None where that can't be done; None for
+            recipes whose answers fit one prompt only.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Recipe:
     answer_columns: tuple[str, ...]
     compose_prompt: Callable[[Mapping[str, Any]], str]
     compose_answer: Callable[[Mapping[str, Any]], str]
+    split: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Any]] | None] | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -6,12 +6,16 @@ one it was trained on. Prompt and answer are tokenised apart: that is what gener
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from slm.errors import ConfigError, DataError
+from slm.tokens.vocabulary import UNIT_RUN, unit_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -86,7 +90,45 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[i
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    first = backend.token_to_id(unit_token(0))
+    short = [(text, []) if first is None else _shorten(backend, text, first) for text in texts]
+    encodings = backend.encode_batch_fast([text for text, _ in short], add_special_tokens=False)
+    return [_lengthen(encoding.ids, runs, first or 0) for encoding, (_, runs) in zip(encodings, short, strict=True)]
+
+
+def _shorten(backend: Any, text: str, first: int) -> tuple[str, list[np.ndarray]]:
+    """The text with the first unit of every run alone, and all the runs.
+
+    The tokenizer cuts a text at unit tokens before it does anything else, so what stands around a run gets the same
+    ids when the run is shorter; and a number becomes an id much faster than its token does.
+    """
+    runs: list[np.ndarray] = []
+
+    def keep_first(run: re.Match[str]) -> str:
+        units = np.fromstring(run[0][2:-2].replace("|><|", " "), np.int64, sep=" ")
+        runs.append(units)
+        return unit_token(units[0])
+
+    shorter = UNIT_RUN.sub(keep_first, text)
+    highest = max((int(run.max()) for run in runs), default=0)
+    if backend.token_to_id(unit_token(highest)) != first + highest:
+        return text, []  # some of these are no units of this tokenizer but plain text
+    return shorter, runs
+
+
+def _lengthen(ids: list[int], runs: list[np.ndarray], first: int) -> list[int]:
+    """The inverse of `_shorten`, after tokenisation: the first unit of each run is followed by the others."""
+    if not runs:
+        return ids
+    found: list[int] = []
+    waiting = iter(runs)
+    run = next(waiting, None)
+    for token in ids:
+        found.append(token)
+        if run is not None and token == first + run[0]:
+            found += (first + run[1:]).tolist()
+            run = next(waiting, None)
+    return found
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:

@@ -149,3 +149,30 @@ def test_hostile_names_are_refused(tmp_path):
     for name in ("a;rm -rf x", "-x", "a\nb", "x" * 300, "../up"):
         with pytest.raises(ConfigError, match="name"):
             load_pipeline(TINY, [f"name={commands.override('n', name).partition('=')[2]}"])
+
+
+def test_a_step_that_builds_one_shard_set_is_named_by_itself(tmp_path):
+    values = {
+        "name": "own",
+        "runs": str(tmp_path / "runs"),
+        "steps": {
+            "asr-data": {"kind": "data", "job": "data_shards/jobs/librispeech_asr.yaml", "set": {"tokenizer": "t"}},
+            "text": {"kind": "data", "job": "data_shards/jobs/magpie_llm.yaml", "set": {"tokenizer": "t"}},
+            "world": {"kind": "data", "job": "data_shards/jobs/pico.yaml"},
+            "base": {"kind": "tiny-base", "data": "world"},
+            "asr": {
+                "kind": "train", "config": "ds_configs/tiny/asr.yaml", "base": "base", "data": "asr-data",
+                "replay": {"text": 0.05, "world/llm": 0.1},
+            },
+        },
+    }  # fmt: skip
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    plan = plan_of(str(path))
+    assert set(plan.step("asr").needs) == {"base", "asr-data", "text", "world"}
+    job, runs = plan.step("asr").job, tmp_path / "runs" / "own"
+    assert job.data.shards == str(runs / "asr-data")
+    assert [replay.shards for replay in job.replay] == [str(runs / "text"), str(runs / "world" / "shards" / "llm")]
+    assert plan.step("asr-data").job.kind == "shards"
+    assert "data_shards/build.py data_shards/jobs/librispeech_asr.yaml" in " ".join(plan.step("asr-data").argv)
+    assert states(plan)["asr-data"].word in ("missing", "stale")

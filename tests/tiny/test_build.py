@@ -162,7 +162,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_command_without_a_job_says_how_it_is_used():
     done = run()
     assert done.returncode == ConfigError.exit_code
-    assert "data_shards/build.py JOB.yaml" in done.stderr
+    assert "usage: data build JOB" in done.stderr
     assert "jobs/tiny.yaml" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -171,7 +171,7 @@ def test_the_command_without_a_job_says_how_it_is_used():
     ("arguments", "message"),
     [
         (("none.yaml",), "file not found"),
-        (("data_shards/jobs/tiny.yaml", "job=huge"), "expected one of tiny, got 'huge'"),
+        (("data_shards/jobs/tiny.yaml", "job=huge"), "expected one of shards, tiny, got 'huge'"),
         (
             ("data_shards/jobs/pico.yaml", "corpus.voyces=[en]"),
             "command line: corpus.voyces: unknown key; did you mean",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from slm.errors import ConfigError, DataError
 from slm.tokens.chat import Turn, decode, end_of_answer, render, render_many, render_prompt, render_prompts
@@ -64,3 +66,27 @@ def test_templates_that_cannot_be_used(tokenizer_and_vocabulary):
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         render(tokenizer, TURNS[0])
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.integers(0, 70).map(lambda unit: f"<|{unit}|>"),  # 64 and more are no units of this tokenizer
+        st.text(alphabet="ab <|>0123é\n", max_size=4),
+        st.sampled_from([" the capital", "<|user|>", "<|end|>", "<|05|>", "<|", "|>"]),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PIECES, PIECES)
+def test_runs_of_units_get_the_ids_that_the_tokenizer_gives_them(tokenizer_and_vocabulary, prompt, answer):
+    tokenizer, _ = tokenizer_and_vocabulary
+    turn = Turn("".join(prompt), "".join(answer))
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": turn.prompt}], tokenize=False, add_generation_prompt=True
+    )
+    wanted = tokenizer.backend_tokenizer.encode(whole, add_special_tokens=False).ids
+    assert render_prompt(tokenizer, turn.prompt) == wanted
+    answered = tokenizer.backend_tokenizer.encode(turn.answer, add_special_tokens=False).ids
+    assert render(tokenizer, turn).ids[len(wanted) :][: len(answered)] == answered

@@ -1,0 +1,168 @@
+"""Running `job: shards`: plan, parts in any number of processes and machines, and one cheap step that joins them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from slm.artifact import Manifest, canonical_json, remove, write_manifest
+from slm.config.base import to_make
+from slm.config.shards import ShardsJob
+from slm.data.build import check_counts, log_counts, set_facts
+from slm.data.format import FORMAT
+from slm.data.parts import RECORDS, Part, Plan, Workspace, joined, make_plan
+from slm.data.progress import BuildProgress
+from slm.data.samples import Counts, check_dropped
+from slm.data.sources import open_source
+from slm.data.workers import build_parts, job_tokenizer
+from slm.errors import ConfigError, DataError, from_os_error
+
+log = logging.getLogger(__name__)
+
+SHOWN = 12
+"""Numbers of missing parts that a message lists."""
+
+
+def build_shard_set(job: ShardsJob, *, task: tuple[int, int] | None = None, join: bool = False) -> bool:
+    """Build the shard set `job.out`, or a share of its parts, or join parts that are built.
+
+    Args:
+        job: what is built. Any number of workers and tasks gives the same bytes.
+        task: (i, n): build parts i, i + n, i + 2n, … and do not join; for arrays of batch jobs on a shared disk.
+        join: join the parts that tasks built, build none.
+
+    Returns:
+        False when the set was up to date already.
+
+    Raises:
+        ConfigError: task and join together, or a task that is not one of n.
+        DataError: source, units or tokenizer do not fit; a row can't be used; too many samples are too long; parts
+            are missing when joining.
+        MachineError: no space left; a worker was killed.
+    """
+    if task is not None and (join or not 0 <= task[0] < task[1]):
+        raise ConfigError(
+            f"--task {task[0]}/{task[1]}" + (" and --join exclude each other" if join else ": i/n needs 0 ≤ i < n"),
+            mend="build with --task 0/n … --task n-1/n, then --join once",
+        )
+    inputs = to_make(job)
+    if inputs is None:
+        remove(_records_left(job))
+        return False
+    space = _workspace(job, inputs)
+    try:
+        if join:
+            plan = space.plan()
+            if plan is None:
+                raise DataError("no part of this set is built yet", where=job.out, mend="run the tasks before --join")
+        else:
+            plan = _planned(job, space, keep_others=task is not None)
+            i, n = task or (0, 1)
+            _build(job, space, plan, [part for part in plan.parts if part.number % n == i])
+        if task is None:
+            _join(job, space, plan, inputs)
+    except OSError as error:
+        raise from_os_error(error, f"building {job.out}") from error
+    return True
+
+
+def _workspace(job: ShardsJob, inputs: dict[str, str]) -> Workspace:
+    # `overlong: null` writes what `drop` writes: parts of a build that it ended are kept when drop is set.
+    settings = job.identity() | {"overlong": job.overlong or "drop"}
+    return Workspace(job.out, [job.kind, FORMAT, canonical_json(settings), inputs])
+
+
+def _records_left(job: ShardsJob) -> str:
+    """What a join that was killed at its very end left inside the finished set."""
+    return os.path.join(job.out, RECORDS)
+
+
+def _planned(job: ShardsJob, space: Workspace, *, keep_others: bool) -> Plan:
+    """The plan of a build that was begun, or a new one; checks source, units and tokenizer before any work."""
+    for folder in [] if keep_others else space.others():
+        log.info("%s: removing the parts of a build with other settings or data", job.out)
+        remove(folder)
+    plan = space.plan()
+    if plan is None:
+        _, vocabulary = job_tokenizer(job)
+        pieces = open_source(job, vocabulary.units).pieces()
+        plan = make_plan(pieces, size=job.part, limit=job.source.rows)
+        space.save_plan(plan)
+        examples = "" if plan.examples is None else f", {plan.examples:,} examples"
+        log.info("%s: %d parts%s", job.out, len(plan.parts), examples)
+    return plan
+
+
+def _build(job: ShardsJob, space: Workspace, plan: Plan, parts: Sequence[Part]) -> None:
+    """Build those of the parts that are not done."""
+    kept = {record.part: record for record in (space.done(part.number) for part in parts) if record is not None}
+    if kept:
+        whole = joined(kept.values())
+        log.info(
+            "%s: keeping %d of %d parts from before (%s examples, %.1f Mtok)",
+            job.out, len(kept), len(parts), f"{whole.counts.examples:,}", whole.tokens / 1e6,
+        )  # fmt: skip
+    missing = [part for part in parts if part.number not in kept]
+    if not missing:
+        return
+    space.clear({part.number for part in missing}, len(plan.parts))
+    workers = min(job.workers or len(os.sched_getaffinity(0)), len(missing))
+    progress = BuildProgress(job.out, _examples_of(missing))
+    lost = Counts()
+    for record in kept.values():
+        lost.add(record.counts)
+
+    def report(examples: int, tokens: int) -> None:
+        progress.update(progress.examples + examples, progress.tokens + tokens)
+
+    try:
+        for record in build_parts(job, plan, space.folder, missing, workers, report):
+            space.save(record)
+            lost.add(record.counts)
+            if plan.examples is not None:
+                check_dropped(
+                    lost, of=plan.examples, max_length=job.max_length, overlong=job.overlong, where=job.out
+                )  # fmt: skip
+    finally:
+        progress.stop()
+    log.info(
+        "%s: %d parts, %d examples in %.1f s with %d workers: %.0f examples/s, %.2f Mtok/s",
+        job.out, len(missing), progress.examples, progress.seconds, workers,
+        progress.examples / progress.seconds, progress.tokens / progress.seconds / 1e6,
+    )  # fmt: skip
+
+
+def _examples_of(parts: Sequence[Part]) -> int | None:
+    counts = [span.stop - span.start for part in parts for span in part.spans if span.stop is not None]
+    return sum(counts) if len(counts) == sum(len(part.spans) for part in parts) else None
+
+
+def _join(job: ShardsJob, space: Workspace, plan: Plan, inputs: dict[str, str]) -> Manifest:
+    """Seal the set: reads records, not shards."""
+    began = time.monotonic()
+    found = [space.done(part.number) for part in plan.parts]
+    missing = [number for number, record in enumerate(found) if record is None]
+    if missing:
+        numbers = ", ".join(map(str, missing[:SHOWN])) + (", …" if len(missing) > SHOWN else "")
+        raise DataError(
+            f"{len(missing)} of {len(plan.parts)} parts are not built: {numbers}",
+            where=job.out,
+            mend="run their tasks again (part p is of task p mod n), or the job without --task: it builds what is left",
+        )
+    whole = joined(record for record in found if record is not None)
+    check_counts(whole.counts, max_length=job.max_length, overlong=job.overlong, entries=whole.entries, where=job.out)
+    _, vocabulary = job_tokenizer(job)
+    about: dict[str, Any] = {"recipe": job.recipe, "group_size": job.group, "parts": len(plan.parts)}
+    about |= {"max_length": job.max_length, "overlong": job.overlong}
+    about |= {"compress": job.compress} if job.compress else {}
+    about |= whole.counts.to_json() | set_facts(whole.entries, whole.length_counts, vocabulary)
+    manifest = write_manifest(
+        space.folder, job.kind, config=job.identity(), inputs=inputs, about=about, files=whole.files(), format=FORMAT
+    )
+    space.put_in_place()
+    log.info("%s: joined %d parts in %.1f s", job.out, len(plan.parts), time.monotonic() - began)
+    log_counts(whole.counts, about, job.out)
+    return manifest
