@@ -25,6 +25,24 @@ def stage_sources(config: StageConfig) -> list[SourceSpec]:
     return [SourceSpec(name, folder, ratio) for name, (folder, ratio) in zip(names, folders, strict=True)]
 
 
+def stage_loader(config: StageConfig, *, rank: int = 0, world_size: int = 1, workers: int = 1) -> PackedLoader:
+    """The loader of a stage over its sources.
+
+    Raises:
+        ConfigError, DataError: see `PackedLoader`.
+    """
+    return PackedLoader(
+        stage_sources(config),
+        pack_length=config.data.pack.length,
+        rows_per_step=config.batch.rows,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        window=config.data.pack.window,
+        workers=workers,
+    )
+
+
 def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
     """Optimizer steps of the whole run, from whichever duration the stage sets.
 
@@ -102,14 +120,7 @@ def describe_mix(config: StageConfig, model: Vocabulary | None = None) -> dict[s
     """
     specs = stage_sources(config)
     sets = open_sources(specs, model)
-    loader = PackedLoader(
-        specs,
-        pack_length=config.data.pack.length,
-        rows_per_step=config.batch.rows,
-        seed=config.seed,
-        window=config.data.pack.window,
-        workers=0,
-    )
+    loader = stage_loader(config, workers=0)
     try:
         steps = planned_steps(config, loader)
         rows = steps * config.batch.rows

@@ -17,7 +17,7 @@ from slm.callbacks.wandb import WandbTracker
 from slm.config.base import input_fingerprints
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
-from slm.data.mix import planned_steps, stage_sources
+from slm.data.mix import planned_steps, stage_loader
 from slm.data.reader import ShardSet
 from slm.engine.build import build_engine
 from slm.engine.checkpoint import Checkpoints
@@ -82,7 +82,8 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     engine, ds_config = build_engine(config, place)
-    loader, sources = build_loader(config, place)
+    loader = stage_loader(config, rank=place.rank, world_size=place.world_size)
+    sources = [spec.name for spec in loader.specs]
     steps = planned_steps(config, loader)
     checkpoints = Checkpoints(
         out / "checkpoints", place, {"stage": config.identity(), "inputs": inputs}, config.checkpoint.keep
@@ -125,21 +126,6 @@ def _open_folder(config: StageConfig, place: Place, command: str) -> None:
         write_atomic(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         write_atomic(out / "command.txt", command + "\n")
         write_status(out, "running")
-
-
-def build_loader(config: StageConfig, place: Place) -> tuple[PackedLoader, list[str]]:
-    """The packed loader over the stage's own shards and its replay sources, and their names in order."""
-    specs = stage_sources(config)
-    loader = PackedLoader(
-        specs,
-        pack_length=config.data.pack.length,
-        rows_per_step=config.batch.rows,
-        seed=config.seed,
-        rank=place.rank,
-        world_size=place.world_size,
-        window=config.data.pack.window,
-    )
-    return loader, [spec.name for spec in specs]
 
 
 def build_callbacks(config: StageConfig) -> Callbacks:

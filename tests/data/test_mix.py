@@ -12,8 +12,7 @@ from slm.artifact import write_manifest
 from slm.config.loader import from_mapping
 from slm.config.stage import StageConfig
 from slm.data.build import set_facts
-from slm.data.loader import PackedLoader
-from slm.data.mix import describe_mix, open_sources, stage_sources
+from slm.data.mix import describe_mix, open_sources, stage_loader, stage_sources
 from slm.data.writer import ShardWriter
 from slm.errors import ConfigError, DataError
 from slm.tokens.vocabulary import UnitSet, Vocabulary
@@ -45,7 +44,7 @@ def stage(own, *replay, **sections):
 def test_every_figure_is_what_the_loader_then_reads(own, old):
     config = stage(own, (old, 0.25), duration={"epochs": 2})
     mix = describe_mix(config)
-    loader = PackedLoader(stage_sources(config), pack_length=128, rows_per_step=4, seed=0, window=4, workers=0)
+    loader = stage_loader(config)
     rows, samples, tokens = Counter(), Counter(), Counter()
     for step in range(mix["steps"]):
         for row in loader.step(step):
