@@ -133,11 +133,14 @@ def read_memmap(folder: Path) -> Callable[[], Iterator[Batch]]:
 
 
 def write_webdataset(corpus: Corpus, folder: Path) -> None:
-    """One member a sample: its ids, then its mask, as raw bytes (the quickest of the usual encodings)."""
+    """One member a sample: its ids, then its mask, as raw bytes (the quickest of the usual encodings).
+
+    A whole `mtime` keeps the extra header away that the writer's default, a time with fractions, needs.
+    """
     import webdataset as wds
 
     per_shard = -(-len(corpus.lengths) // SHARDS)
-    with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=per_shard, maxsize=1 << 40, verbose=0) as writer:
+    with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=per_shard, maxsize=1 << 40, verbose=0, mtime=0) as writer:
         for i, (ids, mask) in enumerate(corpus.samples()):
             writer.write({"__key__": f"{i:09d}", "bin": ids.tobytes() + mask.tobytes()})
 
