@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from slm.artifact import MANIFEST, Manifest, fingerprint_of, read_manifest
 from slm.data import format as fmt
 from slm.data.format import ShardIndex, group_key
 from slm.data.reader import Damage
-from slm.errors import DataError
+from slm.errors import DataError, MachineError, from_os_error
 from slm.tokens.vocabulary import Vocabulary
 
 CHUNK = 1 << 20
@@ -30,6 +30,42 @@ COUNTED = ("groups", "samples", "tokens", "supervised_tokens")
 
 Progress = Callable[[int], None]
 """Called with the bytes read since the last call."""
+
+
+class Files(Protocol):
+    """Where the bytes come from."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None when that can't be known before it is read.
+
+        Raises:
+            FileNotFoundError: no such file.
+        """
+
+    def part(self, name: str, start: int, size: int) -> bytes | memoryview:
+        """Bytes of a file; fewer when it ends before.
+
+        Raises:
+            FileNotFoundError: no such file.
+            OSError: it can't be read.
+        """
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """A folder."""
+
+    folder: Path
+
+    def size(self, name: str) -> int:
+        """See `Files`."""
+        return (self.folder / name).stat().st_size
+
+    def part(self, name: str, start: int, size: int) -> bytes:
+        """See `Files`."""
+        with open(self.folder / name, "rb") as file:
+            file.seek(start)
+            return file.read(size)
 
 
 @dataclass
@@ -77,8 +113,8 @@ def verify_shards(folder: str | Path, *, full: bool = False, progress: Progress 
     Raises:
         DataError: no finished shard set of this format: there is nothing to check against.
     """
-    folder = Path(folder)
     manifest = set_manifest(folder)
+    files = LocalFiles(Path(folder))
     entries: list[dict[str, Any]] = manifest.about["shards"]
     found = Verification(
         folder=str(folder),
@@ -92,12 +128,17 @@ def verify_shards(folder: str | Path, *, full: bool = False, progress: Progress 
     )
     vocabulary = Vocabulary.from_json(manifest.about["vocabulary"]).fingerprint
     for entry in entries:
-        found.damages += _Shard(folder, entry, vocabulary, progress).check(full)
+        found.damages += _Shard(files, entry, vocabulary, progress).check(full)
     known = {entry[name] for entry in entries for name in ("file", "index")}
-    found.strays = sorted(
-        path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx", ".part") and path.name not in known
-    )
+    found.strays = [name for name in shard_files(Path(folder)) if name not in known]
     return found
+
+
+def shard_files(folder: Path) -> list[str]:
+    """Names of what look like shards, indexes or their unfinished parts in a local folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx", ".part"))
 
 
 def set_manifest(folder: str | Path) -> Manifest:
@@ -138,48 +179,54 @@ def _check_manifest(manifest: Manifest) -> list[Damage]:
 class _Shard:
     """One shard and its index against its entry in the manifest."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], vocabulary: str, progress: Progress | None) -> None:
-        self.path, self.index_file = folder / entry["file"], folder / entry["index"]
-        self.entry, self.vocabulary = entry, vocabulary
+    def __init__(self, files: Files, entry: dict[str, Any], vocabulary: str, progress: Progress | None) -> None:
+        self.files, self.entry, self.vocabulary = files, entry, vocabulary
+        self.file, self.index_file = entry["file"], entry["index"]
         self.progress = progress or (lambda _: None)
 
     def check(self, full: bool) -> list[Damage]:
-        found, index = self._check_index()
-        if not self.path.is_file():
-            return [self._bad("file of the shard set is missing"), *found]
-        size = self.path.stat().st_size
-        if size != self.entry["bytes"]:
-            found.append(self._wrong_size(size, index))
+        found, index = self._guarded(self.index_file, self._check_index)
+        own, _ = self._guarded(self.file, lambda: (self._check_shard(index, full), None))
+        return sorted([*found, *own], key=lambda damage: (damage.file, damage.offset))
+
+    def _guarded(
+        self, name: str, check: Callable[[], tuple[list[Damage], ShardIndex | None]]
+    ) -> tuple[list[Damage], ShardIndex | None]:
         try:
-            with open(self.path, "rb") as file:
-                if index is not None and size:
-                    found += self._check_frame(file, index, size)
-                if full and size:
-                    said = any(damage.file == self.path.name for damage in found)
-                    found += self._check_bytes(file, index, size, quiet=said)
-        except OSError as error:
-            found.append(self._bad(f"can't be read: {error.strerror or error}"))
-        return sorted(found, key=lambda damage: (damage.file, damage.offset))
+            return check()
+        except FileNotFoundError:
+            return [Damage(name, None, 0, "file of the shard set is missing")], None
+        except (OSError, MachineError) as error:
+            known = error if isinstance(error, MachineError) else from_os_error(error, "reading it")
+            return [Damage(name, None, 0, f"can't be read: {known.what}")], None
 
     def _bad(self, what: str, at: int = 0, group: int | None = None) -> Damage:
-        return Damage(self.path.name, group, at, what)
+        return Damage(self.file, group, at, what)
+
+    def _check_shard(self, index: ShardIndex | None, full: bool) -> list[Damage]:
+        wanted = int(self.entry["bytes"])
+        size = self.files.size(self.file)
+        found = [] if size in (wanted, None) else [self._wrong_size(int(size or 0), index)]
+        if size is None:  # then what lies at its end tells whether it ends where it should
+            size = wanted + len(self.files.part(self.file, wanted - 1, 2)) - 1
+            found = [] if size == wanted else [self._bad(f"the shard does not end at its {wanted:,} bytes", wanted - 1)]
+        if index is not None and size:
+            found += self._check_frame(index, size)
+        if full and size:
+            found += self._check_bytes(index, size, quiet=bool(found))
+        return found
 
     def _check_index(self) -> tuple[list[Damage], ShardIndex | None]:
         """Findings, and the index if it can be used."""
-        try:
-            data = self.index_file.read_bytes()
-        except FileNotFoundError:
-            return [Damage(self.index_file.name, None, 0, "file of the shard set is missing")], None
-        except OSError as error:
-            return [Damage(self.index_file.name, None, 0, f"can't be read: {error.strerror or error}")], None
+        data = self.files.part(self.index_file, 0, int(self.entry["index_bytes"]) + 1)
         self.progress(len(data))
         try:
-            index = ShardIndex.from_buffer(data, str(self.index_file))
+            index = ShardIndex.from_buffer(data, self.index_file)
         except DataError as error:
-            return [Damage(self.index_file.name, None, 0, error.what)], None
+            return [Damage(self.index_file, None, 0, error.what)], None
         if hashlib.sha256(data).hexdigest() != self.entry["index_sha256"]:
             what = "differs from the manifest (sha256): the index of another shard or of another set"
-            return [Damage(self.index_file.name, None, 0, what)], None
+            return [Damage(self.index_file, None, 0, what)], None
         ends = index.offsets + index.sizes
         counted = (len(index.offsets), len(index.lengths), index.tokens, index.shard_bytes)
         if (
@@ -189,7 +236,7 @@ class _Shard:
             or not np.array_equal(index.offsets[1:], ends[:-1])
             or not (len(ends) and index.offsets[0] < ends[-1] <= index.shard_bytes)
         ):
-            return [Damage(self.index_file.name, None, 0, "the index and the manifest count differently")], None
+            return [Damage(self.index_file, None, 0, "the index and the manifest count differently")], None
         return [], index
 
     def _wrong_size(self, size: int, index: ShardIndex | None) -> Damage:
@@ -203,11 +250,11 @@ class _Shard:
             return self._bad(f"the shard {what}: its end is cut off, its groups are whole", at)
         return self._bad(f"the shard {what}: {lost} of {len(index.offsets)} groups are cut off", at, whole)
 
-    def _check_frame(self, file: BinaryIO, index: ShardIndex, size: int) -> list[Damage]:
+    def _check_frame(self, index: ShardIndex, size: int) -> list[Damage]:
         """The members before the first group and after the last."""
         first, last = int(index.offsets[0]), int(index.offsets[-1] + index.sizes[-1])
         found = []
-        head = self._read(file, 0, first)
+        head = bytes(self.files.part(self.file, 0, first))
         if size >= first and zlib.crc32(head) != index.head_crc:
             found.append(self._bad("the shard's head member is damaged, or of another shard"))
         elif size >= first:
@@ -218,7 +265,7 @@ class _Shard:
                 )
         if size != index.shard_bytes:
             return found
-        tail = self._read(file, last, size - last)
+        tail = bytes(self.files.part(self.file, last, size - last))
         if zlib.crc32(tail) != index.tail_crc:
             found.append(self._bad("the shard's end member is damaged, or of another shard", last))
             return found
@@ -229,17 +276,16 @@ class _Shard:
             found.append(self._bad("the shard's end member and the manifest count differently", last))
         return found
 
-    def _check_bytes(self, file: BinaryIO, index: ShardIndex | None, size: int, quiet: bool) -> list[Damage]:
+    def _check_bytes(self, index: ShardIndex | None, size: int, quiet: bool) -> list[Damage]:
         """Every group's crc32, and the sha256 of the file.
 
         Args:
             quiet: leave out the sha256, because what is wrong with the shard has been said already.
         """
         found, sha256 = [], hashlib.sha256()
-        file.seek(0)
         for group, first, length in _stretches(index, size):
             crc, start, stop = 0, first, first + length
-            while chunk := file.read(min(CHUNK, stop - start)):
+            while start < stop and (chunk := self.files.part(self.file, start, min(CHUNK, stop - start))):
                 start += len(chunk)
                 crc = zlib.crc32(chunk, crc)
                 sha256.update(chunk)
@@ -251,10 +297,6 @@ class _Shard:
         if not found and not quiet and sha256.hexdigest() != self.entry["sha256"]:
             found.append(self._bad("differs from the manifest (sha256): of another build of this set"))
         return found
-
-    def _read(self, file: BinaryIO, start: int, length: int) -> bytes:
-        file.seek(start)
-        return file.read(length)
 
 
 def _stretches(index: ShardIndex | None, size: int) -> Iterator[tuple[int | None, int, int]]:

@@ -10,7 +10,7 @@ from shard_sets import make_samples, make_set
 from slm.artifact import MANIFEST
 from slm.data.format import shard_name
 from slm.data.reader import ShardSet
-from slm.data.verify import set_bytes, set_manifest, verify_shards
+from slm.data.verify import LocalFiles, set_bytes, set_manifest, verify_shards
 from slm.errors import DataError
 
 NAMES = [shard_name(i) for i in range(4)]
@@ -154,3 +154,36 @@ def test_nothing_to_check_against(tmp_path, shard_set):
     (shard_set / MANIFEST).write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         verify_shards(shard_set)
+
+
+class Unsized(LocalFiles):
+    """A place that does not say how large its files are, as servers do."""
+
+    def size(self, name):
+        return None if (self.folder / name).is_file() else super().size(name)
+
+
+def test_where_sizes_are_not_known_the_end_of_a_shard_is_looked_for(shard_set, monkeypatch):
+    monkeypatch.setattr("slm.data.verify.LocalFiles", Unsized)
+    assert verify_shards(shard_set, full=True).ok
+    cut(shard_set / NAMES[0], offsets(shard_set, 0)[2] + 100)
+    (shard_set / NAMES[1]).write_bytes((shard_set / NAMES[1]).read_bytes() + b"x")
+    (shard_set / NAMES[2]).unlink()
+    found = verify_shards(shard_set)
+    assert places(found) == [(NAMES[0], None), (NAMES[1], None), (NAMES[2], None)]
+    assert all("does not end" in damage.what for damage in found.damages[:2])
+    assert places(verify_shards(shard_set, full=True))[:3] == [(NAMES[0], 2), (NAMES[0], 3), (NAMES[0], None)]
+
+
+def test_a_file_that_can_not_be_read_is_a_finding_and_the_others_are_checked(shard_set, monkeypatch):
+    class Broken(LocalFiles):
+        def part(self, name, start, size):
+            if name == NAMES[1]:
+                raise OSError(5, "Input/output error", name)
+            return super().part(name, start, size)
+
+    monkeypatch.setattr("slm.data.verify.LocalFiles", Broken)
+    flip(shard_set / NAMES[2], 5)
+    found = verify_shards(shard_set)
+    assert places(found) == [(NAMES[1], None), (NAMES[2], None)]
+    assert "can't be read: Input/output error" in found.damages[0].what
