@@ -253,10 +253,10 @@ def promise_table(found: dict[str, Any], fill: float, bytes_a_token: float, tenf
         ("  and laying out all rows, done while reading", f"{planning['rows_s'] / million:.2f} s", ""),
         (
             f"resuming at step {resume_step:,} ({cold['epochs']:,.0f} epochs), with the cache of the order",
-            f"{warm['seconds']:.2f} s",
+            f"{warm['seconds']:.2f} s (CPU {warm['cpu_s']:.2f})",
             "≤ 1 s",
         ),
-        ("  and without it", f"{cold['seconds']:.1f} s", "planning speed"),
+        ("  and without it", f"{cold['seconds']:.1f} s (CPU {cold['cpu_s']:.1f})", "planning speed"),
         (
             "private memory of a worker, largest in an epoch",
             f"{small['private'] / mb:.0f} MB (Python and libraries: {small['private_before'] / mb:.0f})",

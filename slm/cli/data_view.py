@@ -286,10 +286,14 @@ def mix_notes(mix: dict[str, Any]) -> list[str]:
     notes = []
     own, *replayed = mix["sources"]
     if replayed:
-        block = ", ".join(f"{source['weight']} of {source['name']}" for source in mix["sources"])
-        notes.append(f"every {sum(source['weight'] for source in mix['sources']):,} rows hold exactly {block}")
+        times = mix["block"] // sum(source["weight"] for source in mix["sources"])
+        block = ", ".join(f"{times * source['weight']:,} of {source['name']}" for source in mix["sources"])
+        notes.append(f"every {mix['block']:,} rows hold exactly {block}")
     if own["epochs"] < 1:
         notes.append(f"{own['name']}: {_percent(1 - own['epochs'])} of its rows are never read")
+    for source in mix["sources"]:
+        if source.get("dropped"):
+            notes.append(f"{source['name']}: {source['dropped']:,} samples are longer than a row and left out")
     for source in replayed:
         if source["epochs"] > MANY_EPOCHS:
             notes.append(f"{source['name']}: small for its ratio, every sample comes {source['epochs']:.1f} times")

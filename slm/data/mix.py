@@ -109,10 +109,10 @@ def describe_mix(config: StageConfig, model: Vocabulary | None = None) -> dict[s
         model: vocabulary of its base, if that is known already.
 
     Returns:
-        Plain values: `steps`, `rows_per_step`, `pack_length`, `rows`, `tokens`, `labels` (estimated
-        from each set's share), `seed`, `epoch_steps`, and `sources`: for each source `name`, `folder`,
-        `ratio`, `weight`, `rows`, `samples`, `tokens`, `share` (of all tokens), `labels`, `epochs`,
-        `wraps`, `fill` (of its rows), `set_samples`, `set_tokens`.
+        Plain values: `steps`, `rows_per_step`, `pack_length`, `block` (rows in which ratios are exact),
+        `rows`, `tokens`, `labels` (estimated from each set's share), `seed`, `epoch_steps`, and `sources`:
+        for each source `name`, `folder`, `ratio`, `weight`, `rows`, `samples`, `tokens`, `share` (of all
+        tokens), `labels`, `epochs`, `wraps`, `fill` (of its rows), `set_samples`, `set_tokens`.
 
     Raises:
         ConfigError: less than one step.
@@ -153,6 +153,7 @@ def describe_mix(config: StageConfig, model: Vocabulary | None = None) -> dict[s
         "steps": steps,
         "rows_per_step": config.batch.rows,
         "pack_length": config.data.pack.length,
+        "block": sum(weights),
         "seed": config.seed,
         "rows": rows,
         "tokens": tokens,

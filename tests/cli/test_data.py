@@ -252,6 +252,11 @@ def test_notes_say_what_is_never_read():
     source = {"name": "a", "weight": 1, "epochs": 0.25}
     assert mix_notes({"sources": [source]}) == ["a: 75.0 % of its rows are never read"]
     assert mix_notes({"sources": [source | {"epochs": 3.0}]}) == []
+    assert mix_notes({"sources": [source | {"epochs": 3.0, "dropped": 7}]}) == [
+        "a: 7 samples are longer than a row and left out"
+    ]
+    pair = [source | {"epochs": 2.0, "weight": 4}, source | {"name": "b"}]
+    assert mix_notes({"sources": pair, "block": 10}) == ["every 10 rows hold exactly 8 of a, 2 of b"]
 
 
 def test_sizes():
