@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import typer
 
 from slm.cli import build, commands, pipeline
+from slm.cli import data as shards
 from slm.errors import run_entry
 
 HELP = "Train spoken language models in stages; measure forgetting, and prevent it."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model = typer.Typer(help="Make models out of models.", no_args_is_help=True)
-data = typer.Typer(help="Build data.", no_args_is_help=True)
+data = typer.Typer(help="Build data, and look at it.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(model, name="model")
 
@@ -28,6 +29,11 @@ app.command("report")(commands.report)
 app.command("generate")(commands.generate)
 data.command("build")(build.data_build)
 data.command("unpack")(build.data_unpack)
+data.command("info")(shards.info)
+data.command("verify")(shards.verify)
+data.command("preview")(shards.preview)
+data.command("stats")(shards.stats)
+data.command("mix")(shards.mix)
 model.command("tiny-base")(commands.model_tiny_base)
 model.command("expand")(commands.model_expand)
 model.command("discount")(commands.model_discount)

@@ -16,7 +16,8 @@ from slm.callbacks.progress import ProgressBar
 from slm.callbacks.wandb import WandbTracker
 from slm.config.base import input_fingerprints
 from slm.config.stage import StageConfig
-from slm.data.loader import PackedLoader, SourceSpec
+from slm.data.loader import PackedLoader
+from slm.data.mix import planned_steps, stage_loader
 from slm.data.reader import ShardSet
 from slm.engine.build import build_engine
 from slm.engine.checkpoint import Checkpoints
@@ -25,7 +26,7 @@ from slm.engine.export import export
 from slm.engine.loop import Run, train_until_done
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
-from slm.errors import ConfigError, InterruptedRunError, PreemptedError, SlmError, from_os_error
+from slm.errors import InterruptedRunError, PreemptedError, SlmError, from_os_error
 from slm.log import setup_logging
 from slm.model.load import resolve
 from slm.tokens.vocabulary import load_tokenizer, require_same_vocabulary
@@ -81,7 +82,8 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     engine, ds_config = build_engine(config, place)
-    loader, sources = build_loader(config, place)
+    loader = stage_loader(config, rank=place.rank, world_size=place.world_size)
+    sources = [spec.name for spec in loader.specs]
     steps = planned_steps(config, loader)
     checkpoints = Checkpoints(
         out / "checkpoints", place, {"stage": config.identity(), "inputs": inputs}, config.checkpoint.keep
@@ -124,49 +126,6 @@ def _open_folder(config: StageConfig, place: Place, command: str) -> None:
         write_atomic(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         write_atomic(out / "command.txt", command + "\n")
         write_status(out, "running")
-
-
-def build_loader(config: StageConfig, place: Place) -> tuple[PackedLoader, list[str]]:
-    """The packed loader over the stage's own shards and its replay sources, and their names in order."""
-    folders = [(config.data.shards, 1.0), *((source.shards, source.ratio) for source in config.replay)]
-    names = [Path(folder).name for folder, _ in folders]
-    if len(set(names)) < len(names):
-        names = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-    specs = [SourceSpec(name, folder, ratio) for name, (folder, ratio) in zip(names, folders, strict=True)]
-    loader = PackedLoader(
-        specs,
-        pack_length=config.data.pack.length,
-        rows_per_step=config.batch.rows,
-        seed=config.seed,
-        rank=place.rank,
-        world_size=place.world_size,
-        window=config.data.pack.window,
-    )
-    return loader, names
-
-
-def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
-    """Optimizer steps of the whole run, from whichever duration the stage sets.
-
-    Raises:
-        ConfigError: less than one step.
-    """
-    duration = config.duration
-    if duration.steps is not None:
-        return duration.steps
-    if duration.epochs is not None:
-        epochs = duration.epochs
-    else:
-        assert duration.tokens is not None
-        epochs = duration.tokens / ShardSet(config.data.shards).tokens
-    steps = loader.rows_for(epochs) // config.batch.rows
-    if steps < 1:
-        raise ConfigError(
-            f"duration gives less than one step of {config.batch.rows} rows",
-            where=config.data.shards,
-            mend="train longer, or lower batch.rows",
-        )
-    return steps
 
 
 def build_callbacks(config: StageConfig) -> Callbacks:
