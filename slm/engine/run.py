@@ -73,7 +73,7 @@ def _check_vocabulary(config: StageConfig) -> None:
     """Every shard set must mean by its ids what the model means."""
     _, model = load_tokenizer(resolve(config.model.base).base)
     for folder in (config.data.shards, *(source.shards for source in config.replay)):
-        require_same_vocabulary(ShardSet(folder).vocabulary, model, folder)
+        require_same_vocabulary(ShardSet(folder, damaged=config.data.damaged).vocabulary, model, folder)
 
 
 def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, command: str) -> None:
@@ -92,6 +92,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
 
     def save() -> None:
         begin = time.perf_counter()
+        loader.save_plans()
         path = checkpoints.save(engine, state, lora=lora)
         if place.is_main:
             write_status(out, "running", step=state.step, steps=steps)
@@ -114,6 +115,8 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
         if place.is_main:
             callbacks.on_error(error)
         raise
+    finally:
+        loader.close()
 
 
 def _open_folder(config: StageConfig, place: Place, command: str) -> None:
@@ -128,20 +131,26 @@ def _open_folder(config: StageConfig, place: Place, command: str) -> None:
 
 def build_loader(config: StageConfig, place: Place) -> tuple[PackedLoader, list[str]]:
     """The packed loader over the stage's own shards and its replay sources, and their names in order."""
-    folders = [(config.data.shards, 1.0), *((source.shards, source.ratio) for source in config.replay)]
-    names = [Path(folder).name for folder, _ in folders]
+    parts = [(config.data.shards, 1.0, "rows"), *((source.shards, source.ratio, source.by) for source in config.replay)]
+    names = [Path(folder).name for folder, _, _ in parts]
     if len(set(names)) < len(names):
         names = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-    specs = [SourceSpec(name, folder, ratio) for name, (folder, ratio) in zip(names, folders, strict=True)]
     loader = PackedLoader(
-        specs,
+        [SourceSpec(name, *part) for name, part in zip(names, parts, strict=True)],
         pack_length=config.data.pack.length,
         rows_per_step=config.batch.rows,
         seed=config.seed,
         rank=place.rank,
         world_size=place.world_size,
         window=config.data.pack.window,
+        lanes=config.data.pack.lanes,
+        damaged=config.data.damaged,
+        max_damaged=config.data.max_damaged,
+        overlong=config.data.overlong,
+        plan_cache=Path(config.out) / "order",
     )
+    weights = ", ".join(f"{name} {weight}" for name, weight in zip(names, loader.mixture.weights, strict=True))
+    log.info("rows in each block of %d: %s", loader.mixture.block * loader.lanes, weights)
     return loader, names
 
 
@@ -158,7 +167,7 @@ def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
         epochs = duration.epochs
     else:
         assert duration.tokens is not None
-        epochs = duration.tokens / ShardSet(config.data.shards).tokens
+        epochs = duration.tokens / loader.tokens_in_epoch
     steps = loader.rows_for(epochs) // config.batch.rows
     if steps < 1:
         raise ConfigError(
@@ -199,6 +208,9 @@ def _seal(run: Run, inputs: dict[str, str], entries: dict[str, dict[str, Any]], 
     if not run.place.is_main:
         return
     out = Path(run.config.out)
+    shares = run.loader.shares()
+    for name, share in shares.items():
+        log.info("%s: %d rows, %d samples, %.4f epochs", name, share["rows"], share["samples"], share["epochs"])
     about = {
         "base": run.config.model.base,
         "previous": run.config.model.previous,
@@ -207,7 +219,8 @@ def _seal(run: Run, inputs: dict[str, str], entries: dict[str, dict[str, Any]], 
         "supervised_tokens": run.state.supervised_tokens,
         "seconds": round(seconds, 2),
         "world_size": run.place.world_size,
-        "shares": run.loader.shares(),
+        "shares": shares,
+        "skipped": run.state.skipped,
         "resolved": run.config.model_dump(mode="json"),
     }
     write_manifest(out, run.config.kind, config=run.config.identity(), inputs=inputs, about=about, files=entries)
