@@ -135,7 +135,7 @@ class SourceOrder:
     ) -> None:
         self.lengths, self.source, self.seed = lengths, source, seed
         self.window, self.capacity, self.lanes = window, capacity, lanes
-        self._sizes = cache or PlanCache(None, "", -(-lengths.groups // window))
+        self._sizes = PlanCache(None, "", -(-lengths.groups // window)) if cache is None else cache
         self._first_row = list(accumulate(self._sizes.rows(), initial=0))  # of each epoch
         self._epochs: OrderedDict[int, EpochPlan] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], WindowPlan] = OrderedDict()

@@ -201,7 +201,7 @@ def _opened(name: str) -> Any:
     if is_url(name):
         return open_filesystem(name).open(name, "rb")
     try:
-        return open(name, "rb")  # noqa: SIM115 (the caller's stack closes it)
+        return open(name, "rb")
     except OSError as error:
         raise DamageError(error.strerror or str(error), where=name) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_a_lane_has_a_stretch_of_the_windows_to_itself():
         for number in range(order.first_row(epoch), order.first_row(epoch + 1)):
             windows[number % 4].append(order.locate(number)[1])
         assert all(lane == sorted(lane) for lane in windows)
-        assert all(a[-1] <= b[0] for a, b in zip(windows, windows[1:], strict=False))
+        assert all(a[-1] <= b[0] for a, b in pairwise(windows))
         assert max(len(lane) for lane in windows) - min(len(lane) for lane in windows) <= 1
 
 
