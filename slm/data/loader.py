@@ -250,7 +250,11 @@ class PackedLoader:
 
     def _read(self, step: int) -> list[Row]:
         located = [self.mixture.locate_row(row) for row in self.rows_of(step)]
-        return [self._sources[source].row(row) for source, row in located]
+        wanted: dict[int, list[int]] = {}
+        for source, row in located:
+            wanted.setdefault(source, []).append(row)
+        found = {source: iter(self._sources[source].rows(rows)) for source, rows in wanted.items()}
+        return [next(found[source]) for source, _ in located]
 
 
 def _check_specs(specs: Sequence[SourceSpec]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
 from operator import getitem
 from pathlib import Path
 from threading import RLock
@@ -148,20 +150,24 @@ class Source:
         """Rows that a sample takes up on average, from the first pass."""
         return self.order.rows_in(0) / (self.shards.samples - self.dropped)
 
-    def row(self, number: int) -> Row:
-        """The source's row of that number.
+    def rows(self, numbers: Sequence[int]) -> list[Row]:
+        """The source's rows of these numbers.
 
         Raises:
             DataError: a damaged group, or too many of them to skip; names shard, group and byte offset.
             MachineError: it can't be read; names the same.
         """
-        epoch, window, row = self.order.locate(number)
-        held = self._window(epoch, window, row)
-        if self.shards.is_remote and not held.next_is_open and 2 * row >= held.rows:
-            held.next_is_open = True
-            later = self.order.locate(number + self.settings.lanes * (held.rows - row))
-            self._window(*later)
-        return held.row(row, self.spec.name)
+        found: list[Row] = []
+        # Rows that follow each other mostly lie in one window, and are put together in one go.
+        for (epoch, window), part in groupby(map(self.order.locate, numbers), key=_window_of):
+            within = [row for _, _, row in part]
+            held = self._window(epoch, window, within[0])
+            if self.shards.is_remote and not held.next_is_open and 2 * within[-1] >= held.rows:
+                held.next_is_open = True
+                number = numbers[len(found) + len(within) - 1]
+                self._window(*self.order.locate(number + self.settings.lanes * (held.rows - within[-1])))
+            found += held.take(within, self.spec.name)
+        return found
 
     def lose(self, group: int, damage: DamageError) -> None:
         """Take note of a damaged group.
@@ -242,24 +248,36 @@ class _Window:
         order = dict.fromkeys(self._group[self._row_starts[first] :]) | dict.fromkeys(range(len(self._numbers)))
         self._coming: dict[int, Future[Group]] = source.shards.read_ahead(self._numbers[at] for at in order)
 
-    def row(self, row: int, source: str) -> Row:
-        """A row of the window, by its number in it."""
-        documents = slice(self._row_starts[row], self._row_starts[row + 1])
-        groups = self._group[documents]
-        pieces = list(map(slice, self._start[documents], self._stop[documents]))
+    def take(self, rows: Sequence[int], source: str) -> list[Row]:
+        """Rows of the window, by their numbers in it; their arrays are stretches of the same two buffers."""
+        ends = self._row_starts
+        groups: list[int] = []
+        starts: list[int] = []
+        stops: list[int] = []
+        for row in rows:
+            documents = slice(ends[row], ends[row + 1])
+            groups += self._group[documents]
+            starts += self._start[documents]
+            stops += self._stop[documents]
         if self._unread:
             for at in groups:
                 if self._ids[at] is None:
                     self._read(at)
-        found = Row(
-            source,
-            np.frombuffer(_joined(self._ids, groups, pieces), INT32),
-            np.frombuffer(_joined(self._masks, groups, pieces), BOOL),
-            self._lengths[documents],
-            [],
-        )
-        if self._lost:
-            self._leave_out(found, groups)
+        pieces = list(map(slice, starts, stops))
+        ids = np.frombuffer(_joined(self._ids, groups, pieces), INT32)
+        supervised = np.frombuffer(_joined(self._masks, groups, pieces), BOOL)
+        found: list[Row] = []
+        at = 0
+        for row in rows:
+            lengths, skipped = self._lengths[ends[row] : ends[row + 1]], []
+            if self._lost:
+                lengths, skipped = self._kept(row)
+            size = sum(lengths)
+            if size:
+                found.append(Row(source, ids[at : at + size], supervised[at : at + size], lengths, skipped))
+            else:
+                found.append(Row(source, np.zeros(1, INT32), np.zeros(1, BOOL), [1], skipped))
+            at += size
         return found
 
     def close(self) -> None:
@@ -282,11 +300,16 @@ class _Window:
         self._ids[at] = ids.data
         self._unread = sum(one is None for one in self._ids)
 
-    def _leave_out(self, row: Row, groups: list[int]) -> None:
-        row.skipped = [self._source.shards.group_name(self._numbers[at]) for at in groups if at in self._lost]
-        row.lengths = [n for at, n in zip(groups, row.lengths, strict=True) if at not in self._lost]
-        if not row.lengths:
-            row.ids, row.supervised, row.lengths = np.zeros(1, np.int32), np.zeros(1, bool), [1]
+    def _kept(self, row: int) -> tuple[list[int], list[str]]:
+        """Lengths of a row's documents whose groups are intact, and the groups of the others."""
+        documents = slice(self._row_starts[row], self._row_starts[row + 1])
+        pairs = list(zip(self._group[documents], self._lengths[documents], strict=True))
+        lost = [self._source.shards.group_name(self._numbers[at]) for at, _ in pairs if at in self._lost]
+        return [length for at, length in pairs if at not in self._lost], lost
+
+
+def _window_of(place: tuple[int, int, int]) -> tuple[int, int]:
+    return place[:2]
 
 
 def _joined(groups: list[Any], which: list[int], pieces: list[slice]) -> bytearray:

@@ -98,7 +98,11 @@ def train(tmp_path_factory, pico_base, shards):
                 "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
                 "activation_checkpointing": settings.pop("activation_checkpointing", "none"),
             },
-            "data": {"shards": settings.pop("data", shards[stage]), "pack": {"length": 128}},
+            "data": {
+                "shards": settings.pop("data", shards[stage]),
+                "pack": {"length": 128},
+                **settings.pop("policy", {}),
+            },
             "replay": settings.pop("replay", []),
             "batch": {"rows": 4, "micro_rows": settings.pop("micro_rows", 1)},
             "optim": {"lr": settings.pop("lr", 5e-3)},
