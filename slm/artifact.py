@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import CheckpointError, DataError, SlmError, from_os_error
+from slm.remote import is_url, join, read_whole
 
 MANIFEST = "MANIFEST.json"
 STATUS = "status.json"
@@ -170,15 +171,28 @@ def write_manifest(
 
 
 def find_manifest(folder: str | Path) -> Manifest | None:
-    """The folder's manifest, or None when it is no artifact (missing or unfinished)."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
+    """The folder's manifest, or None when it is no artifact (missing or unfinished).
+
+    Args:
+        folder: a path, or a URL: then the manifest is asked for each time, so that a set that was
+            built again is seen.
+    """
+    path = join(str(folder), MANIFEST) if is_url(str(folder)) else str(Path(folder) / MANIFEST)
+    if is_url(path):
+        try:
+            raw = json.loads(read_whole(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DataError(f"not valid JSON: {error}", where=path) from None
+    elif Path(path).is_file():
+        raw = read_json(path)
+    else:
         return None
-    raw = read_json(path)
     try:
         return Manifest(**raw)
     except TypeError:
-        raise DataError("not a manifest of this program", where=str(path)) from None
+        raise DataError("not a manifest of this program", where=path) from None
 
 
 def read_manifest(folder: str | Path, kind: str | tuple[str, ...] | None = None) -> Manifest:

@@ -56,23 +56,34 @@ class PackConfig(Strict):
     """Tokens per row."""
     window: Positive = 64
     """Groups of 256 samples that are shuffled and packed together."""
+    lanes: Positive = 1
+    """Parts of each source that are read side by side: a multiple of the number of nodes lets each node
+    read its share of the bytes and no more. Belongs to the order, not to the machine; divides batch.rows."""
 
 
 class DataConfig(Strict):
     """The stage's own data."""
 
     shards: str
-    """Folder of the shard set."""
+    """Shard set: a folder, or a URL (http, https, s3)."""
     pack: PackConfig = PackConfig()
+    overlong: Literal["drop"] | None = None
+    """Samples longer than pack.length: drop leaves them out; null does too, and is an error above 1 %."""
+    damaged: Literal["error", "skip"] = "error"
+    """Damaged groups of any source: stop, or leave their samples out and count them in the run's record."""
+    max_damaged: Share = 0.01
+    """With damaged: skip, the share of a source's groups that may be lost; one always may."""
 
 
 class ReplayConfig(Strict):
     """Data of an earlier stage mixed in."""
 
     shards: str
-    """Folder of that stage's shard set."""
+    """That stage's shard set: a folder, or a URL."""
     ratio: Share = 0.05
-    """Packed rows (that is, tokens) of this source per row of the current stage."""
+    """How much of this source, per unit of the current stage's own data."""
+    by: Literal["rows", "samples"] = "rows"
+    """What is counted: packed rows (that is, tokens), or samples; a source that is too small starts over."""
 
 
 class BatchConfig(Strict):
@@ -181,11 +192,11 @@ class StageConfig(Job):
         return found
 
     def identity(self) -> dict[str, Any]:
-        """All but paths, checkpoint cadence, tracking, and where optimizer states are kept."""
+        """All but paths, what happens to damaged data, checkpoint cadence, tracking, and where optimizer states are."""
         own = super().identity()
         own["model"] = self.model.model_dump(mode="json", exclude={"base", "previous", "activation_checkpointing"})
-        own["data"] = self.data.model_dump(mode="json", exclude={"shards"})
-        own["replay"] = [source.ratio for source in self.replay]
+        own["data"] = self.data.model_dump(mode="json", exclude={"shards", "damaged", "max_damaged"})
+        own["replay"] = [source.model_dump(mode="json", exclude={"shards"}) for source in self.replay]
         return own
 
     @model_validator(mode="after")
@@ -197,5 +208,9 @@ class StageConfig(Job):
         if self.batch.rows % self.batch.micro_rows:
             raise ValueError(
                 f"batch.rows ({self.batch.rows}) must be a multiple of batch.micro_rows ({self.batch.micro_rows})"
+            )
+        if self.batch.rows % self.data.pack.lanes:
+            raise ValueError(
+                f"batch.rows ({self.batch.rows}) must be a multiple of data.pack.lanes ({self.data.pack.lanes})"
             )
         return self

@@ -18,18 +18,20 @@ from slm.tokens.vocabulary import Vocabulary, require_same_vocabulary
 
 def stage_sources(config: StageConfig) -> list[SourceSpec]:
     """The stage's own shards, then what it replays; each under the name of its folder, made unique."""
-    folders = [(config.data.shards, 1.0), *((source.shards, source.ratio) for source in config.replay)]
-    names = [Path(folder).name for folder, _ in folders]
+    parts = [(config.data.shards, 1.0, "rows"), *((source.shards, source.ratio, source.by) for source in config.replay)]
+    names = [Path(folder).name for folder, _, _ in parts]
     if len(set(names)) < len(names):
         names = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-    return [SourceSpec(name, folder, ratio) for name, (folder, ratio) in zip(names, folders, strict=True)]
+    return [SourceSpec(name, *part) for name, part in zip(names, parts, strict=True)]
 
 
-def stage_loader(config: StageConfig, *, rank: int = 0, world_size: int = 1, workers: int = 1) -> PackedLoader:
+def stage_loader(
+    config: StageConfig, *, rank: int = 0, world_size: int = 1, workers: int = 1, plan_cache: Path | None = None
+) -> PackedLoader:
     """The loader of a stage over its sources.
 
     Raises:
-        ConfigError, DataError: see `PackedLoader`.
+        ConfigError, DataError, MachineError: see `PackedLoader`.
     """
     return PackedLoader(
         stage_sources(config),
@@ -39,7 +41,12 @@ def stage_loader(config: StageConfig, *, rank: int = 0, world_size: int = 1, wor
         rank=rank,
         world_size=world_size,
         window=config.data.pack.window,
+        lanes=config.data.pack.lanes,
         workers=workers,
+        damaged=config.data.damaged,
+        max_damaged=config.data.max_damaged,
+        overlong=config.data.overlong,
+        plan_cache=plan_cache,
     )
 
 
@@ -56,7 +63,7 @@ def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
         epochs = duration.epochs
     else:
         assert duration.tokens is not None
-        epochs = duration.tokens / ShardSet(config.data.shards).tokens
+        epochs = duration.tokens / loader.tokens_in_epoch
     steps = loader.rows_for(epochs) // config.batch.rows
     if steps < 1:
         raise ConfigError(
@@ -67,12 +74,15 @@ def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
     return steps
 
 
-def open_sources(specs: Sequence[SourceSpec], model: Vocabulary | None = None) -> list[ShardSet]:
+def open_sources(
+    specs: Sequence[SourceSpec], model: Vocabulary | None = None, *, damaged: str = "error"
+) -> list[ShardSet]:
     """The shard sets of a stage, each of which must mean the same by its ids.
 
     Args:
         specs: the sources.
         model: vocabulary of the model they are for; None compares them with each other.
+        damaged: `skip` opens sets whose shards are damaged, too.
 
     Raises:
         DataError: sets that are missing, damaged, or of different vocabularies: all of them.
@@ -81,7 +91,7 @@ def open_sources(specs: Sequence[SourceSpec], model: Vocabulary | None = None) -
     failures: list[SlmError] = []
     for spec in specs:
         try:
-            opened.append(ShardSet(spec.folder))
+            opened.append(ShardSet(spec.folder, damaged=damaged))
         except DataError as error:
             failures.append(error)
     with_units = [shards for shards in opened if shards.vocabulary.units is not None]
@@ -119,7 +129,7 @@ def describe_mix(config: StageConfig, model: Vocabulary | None = None) -> dict[s
         DataError: shard sets that are missing, damaged, of different vocabularies, or too long.
     """
     specs = stage_sources(config)
-    sets = open_sources(specs, model)
+    sets = open_sources(specs, model, damaged=config.data.damaged)
     loader = stage_loader(config, workers=0)
     try:
         steps = planned_steps(config, loader)
@@ -153,7 +163,7 @@ def describe_mix(config: StageConfig, model: Vocabulary | None = None) -> dict[s
         "steps": steps,
         "rows_per_step": config.batch.rows,
         "pack_length": config.data.pack.length,
-        "block": sum(weights),
+        "block": loader.mixture.block * loader.lanes,
         "seed": config.seed,
         "rows": rows,
         "tokens": tokens,

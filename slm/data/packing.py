@@ -41,42 +41,12 @@ def pack(lengths: np.ndarray, capacity: int) -> Packed:
     Raises:
         ValueError: a length outside 1..capacity.
     """
-    _check(lengths, capacity)
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    row_of: list[int] = []
-    rooms: list[int] = []  # free tokens that some open row has, ascending
-    open_rows: dict[int, list[int]] = {}
-    rows = 0
-    values, counts = np.unique(lengths, return_counts=True)
-    for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        while left:
-            at = bisect_left(rooms, length)
-            if at == len(rooms):
-                room, each = capacity, capacity // length
-                need = -(-left // each)
-                taken = list(range(rows, rows + need))
-                rows += need
-            else:
-                room = rooms[at]
-                each = room // length
-                need = -(-left // each)
-                stack = open_rows[room]
-                taken = stack[-need:][::-1]
-                del stack[-need:]
-                if not stack:
-                    del rooms[at], open_rows[room]
-            full = min(len(taken), left // each)
-            for row in taken[:full]:
-                row_of += [row] * each
-            _put(rooms, open_rows, room - each * length, taken[:full])
-            left -= full * each
-            if full < len(taken):  # the last row takes fewer: no sample of this length is left
-                row_of += [taken[full]] * left
-                _put(rooms, open_rows, room - left * length, taken[full:])
-                left = 0
-    rows_N = np.array(row_of, dtype=np.int64)
-    items = order[np.argsort(rows_N, kind="stable")]
-    return Packed(items, np.concatenate([[0], np.cumsum(np.bincount(rows_N, minlength=rows), dtype=np.int64)]))
+    rows, picked, times = _assign(*_descending(lengths, capacity), capacity)
+    row_of = np.repeat(np.array(picked, dtype=_smallest(rows)), times)
+    # 16-bit keys are sorted by radix, ten times faster than wider ones.
+    order = np.argsort((capacity - lengths.astype(np.int64)).astype(_smallest(capacity)), kind="stable")
+    items = order[np.argsort(row_of, kind="stable")]
+    return Packed(items, np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows), dtype=np.int64)]))
 
 
 def count_rows(lengths: np.ndarray, capacity: int) -> int:
@@ -85,52 +55,97 @@ def count_rows(lengths: np.ndarray, capacity: int) -> int:
     Raises:
         ValueError: a length outside 1..capacity.
     """
-    _check(lengths, capacity)
-    rooms: list[int] = []
-    open_rows: dict[int, int] = {}
+    rooms: list[int] = []  # free tokens that some open row has, ascending
+    opened = [0] * (capacity + 1)  # how many rows have so much room
     rows = 0
-    values, counts = np.unique(lengths, return_counts=True)
-    for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+    for length, left in zip(*_descending(lengths, capacity), strict=True):
         while left:
             at = bisect_left(rooms, length)
+            room = capacity if at == len(rooms) else rooms[at]
+            each = room // length
+            need = left if each == 1 else -(-left // each)
             if at == len(rooms):
-                room, each = capacity, capacity // length
-                taken = -(-left // each)
-                rows += taken
+                rows += need
+            elif need >= opened[room]:
+                need, opened[room] = opened[room], 0
+                del rooms[at]
             else:
-                room = rooms[at]
-                each = room // length
-                taken = min(-(-left // each), open_rows[room])
-                open_rows[room] -= taken
-                if not open_rows[room]:
-                    del rooms[at], open_rows[room]
-            full = min(taken, left // each)
-            _add(rooms, open_rows, room - each * length, full)
-            left -= full * each
-            if full < taken:
-                _add(rooms, open_rows, room - left * length, 1)
+                opened[room] -= need
+            if left < need * each:  # the last row takes fewer: no sample of this length is left
+                need -= 1
+                rest = room - (left - need * each) * length
+                if not opened[rest]:
+                    insort(rooms, rest)
+                opened[rest] += 1
                 left = 0
+            else:
+                left -= need * each
+            room -= each * length
+            if room and need:
+                if not opened[room]:
+                    insort(rooms, room)
+                opened[room] += need
     return rows
 
 
-def _check(lengths: np.ndarray, capacity: int) -> None:
+def _assign(values: list[int], counts: list[int], capacity: int) -> tuple[int, list[int], list[int]]:
+    """The number of rows; and, longest sample first, which row takes how many samples in turn."""
+    picked: list[int] = []
+    times: list[int] = []
+    rooms: list[int] = []
+    opened: list[list[int] | None] = [None] * (capacity + 1)
+    rows = 0
+    for length, left in zip(values, counts, strict=True):
+        while left:
+            at = bisect_left(rooms, length)
+            room = capacity if at == len(rooms) else rooms[at]
+            each = room // length
+            need = left if each == 1 else -(-left // each)
+            if at == len(rooms):
+                taken = list(range(rows, rows + need))
+                rows += need
+            else:
+                stack = opened[room] or []
+                if need >= len(stack):
+                    taken, need, opened[room] = stack, len(stack), None
+                    del rooms[at]
+                else:
+                    taken = stack[-need:]
+                    del stack[-need:]
+            picked += taken
+            if left < need * each:  # the last row takes fewer: no sample of this length is left
+                need -= 1
+                rest = left - need * each
+                times += [each] * need
+                times.append(rest)
+                _put(rooms, opened, room - rest * length, [taken.pop()])
+                left = 0
+            else:
+                times += [each] * need
+                left -= need * each
+            room -= each * length
+            if room and need:
+                _put(rooms, opened, room, taken)
+    return rows, picked, times
+
+
+def _put(rooms: list[int], opened: list[list[int] | None], room: int, rows: list[int]) -> None:
+    held = opened[room]
+    if held is None:
+        opened[room] = rows
+        insort(rooms, room)
+    else:
+        held += rows
+
+
+def _descending(lengths: np.ndarray, capacity: int) -> tuple[list[int], list[int]]:
+    """The distinct lengths, longest first, and how many samples have each."""
     if len(lengths) and not (lengths.min() >= 1 and lengths.max() <= capacity):
         raise ValueError(f"samples of {lengths.min()}..{lengths.max()} tokens do not fit rows of {capacity}")
+    counts = np.bincount(lengths)
+    values = np.flatnonzero(counts)[::-1]
+    return values.tolist(), counts[values].tolist()
 
 
-def _put(rooms: list[int], open_rows: dict[int, list[int]], room: int, rows: list[int]) -> None:
-    if not rows or not room:
-        return
-    if room in open_rows:
-        open_rows[room] += rows
-    else:
-        insort(rooms, room)
-        open_rows[room] = list(rows)
-
-
-def _add(rooms: list[int], open_rows: dict[int, int], room: int, rows: int) -> None:
-    if not rows or not room:
-        return
-    if room not in open_rows:
-        insort(rooms, room)
-    open_rows[room] = open_rows.get(room, 0) + rows
+def _smallest(most: int) -> type[np.integer]:
+    return np.uint16 if most < 2**16 else np.int64

@@ -26,4 +26,8 @@ def permutation(size: int, use: int, seed: int, *where: int) -> np.ndarray:
     """
     # A trailing 1: seed sequences that differ only in trailing zeros would be equal.
     bits = np.random.PCG64(np.random.SeedSequence([use, seed, *where, 1])).random_raw(size)
-    return np.argsort(bits, kind="stable")
+    order = np.argsort(bits)
+    ordered = bits[order]
+    if (ordered[1:] == ordered[:-1]).any():  # once in 10^11 windows; the fast sort leaves their order open
+        return np.argsort(bits, kind="stable")
+    return order

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ def all_sum(values: list[float], device: torch.device) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
+
+
+def all_counts(counts: Counter[str]) -> Counter[str]:
+    """The sum of every rank's counts, on every rank. Collective."""
+    found: list[Counter[str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, counts)
+    return sum((one for one in found if one is not None), Counter())
 
 
 def barrier() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from slm.callbacks.callback import Callback
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
 from slm.engine.batch import MicroBatch, to_micro_batch
-from slm.engine.distributed import Place, all_sum, raise_first
+from slm.engine.distributed import Place, all_counts, all_sum, raise_first
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest
 from slm.engine.schedule import rate_factor
 from slm.engine.state import TrainState
@@ -69,9 +70,9 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
         The record of metrics.jsonl, and what the ranks agreed on (NONE, PREEMPT, INTERRUPT).
     """
     start = time.perf_counter()
-    batches, failure = _read(run)
+    batches, skipped, failure = _read(run)
     waited = time.perf_counter() - start
-    counts, tokens, asked = _agree(run, batches, failure)
+    counts, tokens, asked = _agree(run, batches, skipped, failure)
     labels = sum(counts.values())
     if labels == 0:
         raise DataError(
@@ -98,18 +99,25 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
     return _record(run, loss, sums, counts, factor, tokens, took, waited), asked
 
 
-def _read(run: Run) -> tuple[list[MicroBatch], SlmError | None]:
-    """This rank's micro-batches, or why they can't be read: the others have to hear of it."""
+def _read(run: Run) -> tuple[list[MicroBatch], Counter[str], SlmError | None]:
+    """This rank's micro-batches and the samples missing from them, or why they can't be read: the others
+    have to hear of it."""
     try:
         rows = run.loader.step(run.state.step)
     except SlmError as error:
-        return [], error
+        return [], Counter(), error
+    skipped = Counter(f"{row.source}: {group}" for row in rows for group in row.skipped)
     size = run.config.batch.micro_rows
-    return [to_micro_batch(rows[i : i + size]).to(run.place.device) for i in range(0, len(rows), size)], None
+    batches = [to_micro_batch(rows[i : i + size]).to(run.place.device) for i in range(0, len(rows), size)]
+    return batches, skipped, None
 
 
-def _agree(run: Run, batches: list[MicroBatch], failure: SlmError | None) -> tuple[dict[str, int], int, int]:
+def _agree(
+    run: Run, batches: list[MicroBatch], skipped: Counter[str], failure: SlmError | None
+) -> tuple[dict[str, int], int, int]:
     """Labels per source, tokens, and the stop request, summed over all ranks in one message.
+
+    Samples that were skipped on any rank go into the state of all.
 
     Raises:
         SlmError: on every rank, what kept one of them from reading its rows.
@@ -120,10 +128,13 @@ def _agree(run: Run, batches: list[MicroBatch], failure: SlmError | None) -> tup
             own[source] += labels
     asked = run.stop.check()
     flags = [asked == PREEMPT, asked == INTERRUPT, failure is not None]
-    message = [*own.values(), sum(batch.tokens for batch in batches), *flags]
-    *counts, tokens, preempts, interrupts, failures = all_sum([float(value) for value in message], run.place.device)
+    message = [*own.values(), sum(batch.tokens for batch in batches), *flags, skipped.total()]
+    sums = all_sum([float(value) for value in message], run.place.device)
+    *counts, tokens, preempts, interrupts, failures, missing = sums
     if failures:
         raise_first(failure)
+    if missing:
+        run.state.skipped = dict(Counter(run.state.skipped) + all_counts(skipped))
     agreed = INTERRUPT if interrupts else PREEMPT if preempts else NONE
     return {name: int(count) for name, count in zip(run.sources, counts, strict=True)}, int(tokens), agreed
 
@@ -153,7 +164,7 @@ def _record(
 ) -> dict[str, Any]:
     norm = run.engine.get_global_grad_norm()
     rows = run.config.batch.rows
-    shares = run.loader.shares()
+    shares = run.loader.shares() if run.place.is_main else {}  # the record is the main rank's
     total = sum(share["tokens"] for share in shares.values()) or 1
     return {
         "step": run.state.step,
@@ -169,5 +180,6 @@ def _record(
         "data_wait_s": waited,
         "step_s": took,
         **{f"share/{name}": share["tokens"] / total for name, share in shares.items()},
+        **({"skipped_samples": sum(run.state.skipped.values())} if run.state.skipped else {}),
         "time": time.time(),
     }

@@ -17,8 +17,7 @@ from slm.callbacks.wandb import WandbTracker
 from slm.config.base import input_fingerprints
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
-from slm.data.mix import planned_steps, stage_loader
-from slm.data.reader import ShardSet
+from slm.data.mix import open_sources, planned_steps, stage_loader, stage_sources
 from slm.engine.build import build_engine
 from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
@@ -29,7 +28,7 @@ from slm.engine.state import TrainState
 from slm.errors import InterruptedRunError, PreemptedError, SlmError, from_os_error
 from slm.log import setup_logging
 from slm.model.load import resolve
-from slm.tokens.vocabulary import load_tokenizer, require_same_vocabulary
+from slm.tokens.vocabulary import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +72,7 @@ def train(config: StageConfig, command: str = "") -> int:
 def _check_vocabulary(config: StageConfig) -> None:
     """Every shard set must mean by its ids what the model means."""
     _, model = load_tokenizer(resolve(config.model.base).base)
-    for folder in (config.data.shards, *(source.shards for source in config.replay)):
-        require_same_vocabulary(ShardSet(folder).vocabulary, model, folder)
+    open_sources(stage_sources(config), model, damaged=config.data.damaged)
 
 
 def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, command: str) -> None:
@@ -82,8 +80,10 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     engine, ds_config = build_engine(config, place)
-    loader = stage_loader(config, rank=place.rank, world_size=place.world_size)
+    loader = stage_loader(config, rank=place.rank, world_size=place.world_size, plan_cache=out / "order")
     sources = [spec.name for spec in loader.specs]
+    weights = ", ".join(f"{name} {weight}" for name, weight in zip(sources, loader.mixture.weights, strict=True))
+    log.info("rows in each block of %d: %s", loader.mixture.block * loader.lanes, weights)
     steps = planned_steps(config, loader)
     checkpoints = Checkpoints(
         out / "checkpoints", place, {"stage": config.identity(), "inputs": inputs}, config.checkpoint.keep
@@ -94,6 +94,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
 
     def save() -> None:
         begin = time.perf_counter()
+        loader.save_plans()
         path = checkpoints.save(engine, state, lora=lora)
         if place.is_main:
             write_status(out, "running", step=state.step, steps=steps)
@@ -116,6 +117,8 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
         if place.is_main:
             callbacks.on_error(error)
         raise
+    finally:
+        loader.close()
 
 
 def _open_folder(config: StageConfig, place: Place, command: str) -> None:
@@ -158,6 +161,9 @@ def _seal(run: Run, inputs: dict[str, str], entries: dict[str, dict[str, Any]], 
     if not run.place.is_main:
         return
     out = Path(run.config.out)
+    shares = run.loader.shares()
+    for name, share in shares.items():
+        log.info("%s: %d rows, %d samples, %.4f epochs", name, share["rows"], share["samples"], share["epochs"])
     about = {
         "base": run.config.model.base,
         "previous": run.config.model.previous,
@@ -166,7 +172,8 @@ def _seal(run: Run, inputs: dict[str, str], entries: dict[str, dict[str, Any]], 
         "supervised_tokens": run.state.supervised_tokens,
         "seconds": round(seconds, 2),
         "world_size": run.place.world_size,
-        "shares": run.loader.shares(),
+        "shares": shares,
+        "skipped": run.state.skipped,
         "resolved": run.config.model_dump(mode="json"),
     }
     write_manifest(out, run.config.kind, config=run.config.identity(), inputs=inputs, about=about, files=entries)

@@ -16,6 +16,7 @@ class TrainState:
         supervised_tokens: labels among them.
         seconds: wall time spent in steps, over all restarts.
         loader: the data loader's own state.
+        skipped: samples that were left out because their group is damaged, per source and group.
     """
 
     step: int = 0
@@ -23,6 +24,7 @@ class TrainState:
     supervised_tokens: int = 0
     seconds: float = 0.0
     loader: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `state.json`."""

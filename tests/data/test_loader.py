@@ -43,9 +43,9 @@ def global_rows(specs, steps, world=1, **changes):
     ranks = [loader(specs, rank=rank, world_size=world, **changes) for rank in range(world)]
     rows = []
     for t in steps:
-        parts = [[plain(row) for row in rank.step(t)] for rank in ranks]
-        size = sum(len(part) for part in parts)
-        rows += [parts[i % world][i // world] for i in range(size)]
+        found = {n: plain(row) for rank in ranks for n, row in zip(rank.rows_of(t), rank.step(t), strict=True)}
+        assert sorted(found) == list(range(t * R, (t + 1) * R))
+        rows += [found[n] for n in sorted(found)]
     for rank in ranks:
         rank.close()
     return rows
@@ -100,10 +100,12 @@ def test_stopped_anywhere_and_resumed_elsewhere(specs, stop, before, after):
     for rank in ranks:
         rank.load_state_dict(state)
         assert rank.shares() == first.shares()
-    streams = [iter(rank) for rank in ranks]
-    for _ in range(3):
-        parts = [[plain(row) for row in next(stream)] for stream in streams]
-        rest += [parts[i % after][i // after] for i in range(R)]
+    streams = [(rank, iter(rank)) for rank in ranks]
+    for t in range(stop, stop + 3):
+        found = {
+            n: plain(row) for rank, stream in streams for n, row in zip(rank.rows_of(t), next(stream), strict=True)
+        }
+        rest += [found[n] for n in sorted(found)]
     assert rest == straight[stop * R :]
     for each in [first, *ranks]:
         each.close()

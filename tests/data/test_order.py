@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,8 +35,8 @@ def sources(draw):
     return FakeLengths([rng.integers(1, CAPACITY + 1, size).astype(np.uint32) for size in sizes])
 
 
-def order_of(lengths, *, seed=0, source=0, window=3):
-    return SourceOrder(lengths, source=source, seed=seed, window=window, capacity=CAPACITY)
+def order_of(lengths, *, seed=0, source=0, window=3, **more):
+    return SourceOrder(lengths, source=source, seed=seed, window=window, **({"capacity": CAPACITY} | more))
 
 
 def rows_of_epoch(order, epoch):
@@ -57,9 +58,9 @@ def rows_of_epoch(order, epoch):
 
 
 @settings(max_examples=40)
-@given(sources(), st.integers(0, 2**32), st.integers(1, 9), st.integers(0, 2))
-def test_every_sample_exactly_once_in_every_epoch(lengths, seed, window, epoch):
-    rows = rows_of_epoch(order_of(lengths, seed=seed, window=window), epoch)
+@given(sources(), st.integers(0, 2**32), st.integers(1, 9), st.integers(0, 2), st.sampled_from([1, 2, 3, 8]))
+def test_every_sample_exactly_once_in_every_epoch(lengths, seed, window, epoch, lanes):
+    rows = rows_of_epoch(order_of(lengths, seed=seed, window=window, lanes=lanes), epoch)
     every = [(g, s) for g in range(lengths.groups) for s in range(len(lengths.group_lengths(g)))]
     assert sorted(pair for row in rows for pair in row) == every
 
@@ -74,9 +75,9 @@ def test_the_order_does_not_depend_on_what_was_asked_before(lengths, seed, windo
 
 
 @settings(max_examples=25)
-@given(sources(), st.integers(0, 99))
-def test_progress_counts_what_the_rows_held(lengths, seed):
-    order = order_of(lengths, seed=seed, window=2)
+@given(sources(), st.integers(0, 99), st.sampled_from([1, 2, 3, 8]))
+def test_progress_counts_what_the_rows_held(lengths, seed, lanes):
+    order = order_of(lengths, seed=seed, window=2, lanes=lanes)
     rows = [row for epoch in range(3) for row in rows_of_epoch(order, epoch)]
     total = sum(len(part) for part in lengths.parts)
     for count in range(len(rows) + 1):
@@ -86,6 +87,40 @@ def test_progress_counts_what_the_rows_held(lengths, seed):
         assert progress.tokens == sum(int(lengths.group_lengths(g)[s]) for row in rows[:count] for g, s in row)
         assert progress.wraps == (progress.samples - 1) // total if count else progress.wraps == 0
     assert progress.epochs == 3
+
+
+@settings(max_examples=25)
+@given(sources(), st.integers(0, 99), st.lists(st.integers(0, 30), min_size=3, max_size=3))
+def test_progress_when_lanes_are_not_abreast(lengths, seed, counts):
+    order = order_of(lengths, seed=seed, window=2, lanes=3)
+    held = [order.progress(row + 1).tokens - order.progress(row).tokens for row in range(95)]
+    numbers = [i * 3 + lane for lane, count in enumerate(counts) for i in range(count)]
+    progress = order.progress_of_lanes(counts)
+    assert (progress.rows, progress.tokens) == (sum(counts), sum(held[number] for number in numbers))
+
+
+def test_a_lane_has_a_stretch_of_the_windows_to_itself():
+    rng = np.random.default_rng(0)
+    order = order_of(FakeLengths([rng.integers(1, 20, 10) for _ in range(60)]), window=2, lanes=4)
+    order.first_row(2)
+    for epoch in (0, 1):
+        windows = [[], [], [], []]
+        for number in range(order.first_row(epoch), order.first_row(epoch + 1)):
+            windows[number % 4].append(order.locate(number)[1])
+        assert all(lane == sorted(lane) for lane in windows)
+        assert all(a[-1] <= b[0] for a, b in pairwise(windows))
+        assert max(len(lane) for lane in windows) - min(len(lane) for lane in windows) <= 1
+
+
+def test_samples_longer_than_a_row_are_left_out_of_every_epoch():
+    parts = [np.array([10, 50, 20]), np.array([60]), np.array([5, 5, 41, 40])]
+    order = order_of(FakeLengths(parts), window=1)
+    for epoch in (0, 1):
+        seen = sorted(pair for row in rows_of_epoch(order, epoch) for pair in row)
+        assert seen == [(0, 0), (0, 2), (2, 0), (2, 1), (2, 3)]
+        assert order.epoch(epoch).tokens[-1] == 80
+    with pytest.raises(ValueError, match="no sample fits"):
+        order_of(FakeLengths([np.array([50])])).first_row(1)
 
 
 def test_epochs_sources_and_seeds_have_orders_of_their_own():

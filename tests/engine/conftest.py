@@ -97,7 +97,11 @@ def settings_of(out: Path, base: Path, shards: dict[str, str], **settings) -> di
             "activation_checkpointing": settings.pop("activation_checkpointing", "none"),
             **settings.pop("model", {}),
         },
-        "data": {"shards": settings.pop("data", shards[stage]), "pack": {"length": 128}},
+        "data": {
+            "shards": settings.pop("data", shards[stage]),
+            "pack": {"length": 128},
+            **settings.pop("policy", {}),
+        },
         "replay": settings.pop("replay", []),
         "batch": {"rows": 4, "micro_rows": settings.pop("micro_rows", 1)},
         "optim": {"lr": settings.pop("lr", 5e-3)},
