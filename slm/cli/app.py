@@ -28,6 +28,7 @@ app.command("report")(commands.report)
 app.command("generate")(commands.generate)
 data.command("build")(commands.data_build)
 model.command("tiny-base")(commands.model_tiny_base)
+model.command("import")(commands.model_import)
 model.command("expand")(commands.model_expand)
 model.command("discount")(commands.model_discount)
 

@@ -76,6 +76,18 @@ def model_tiny_base(overrides: Pairs = None) -> None:
     make_base(job)
 
 
+def model_import(overrides: Pairs = None) -> None:
+    """The text path of an Mllama (Llama 3.2 Vision) as a plain Llama: out=… model=…"""
+    from slm.config.models import ImportJob
+    from slm.log import setup_logging
+
+    job = job_from(ImportJob, overrides or [], "slm model import out=FOLDER model=FOLDER")
+    setup_logging()
+    from slm.model.mllama import import_text_model
+
+    import_text_model(job)
+
+
 def model_expand(overrides: Pairs = None) -> None:
     """Grow a text model's vocabulary by the speech units: out=… model=… tokenizer=…"""
     from slm.config.models import ExpandJob

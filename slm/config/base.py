@@ -8,11 +8,12 @@ torch, no files of the job opened), so the pipeline knows what is done and what 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slm.artifact import input_fingerprints_of, is_current
+from slm.artifact import digest, file_sha256, find_manifest, is_current, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,25 @@ class Job(Strict):
 
 
 def input_fingerprints(job: Job) -> dict[str, str]:
-    """The fingerprint of every artifact a job reads.
+    """The fingerprint of every artifact a job reads; a downloaded model counts by its files' content.
 
     Raises:
         DataError: an input is missing or unfinished.
     """
-    return input_fingerprints_of(job.inputs())
+    return {name: _fingerprint_in(Path(folder)) for name, folder in job.inputs().items()}
+
+
+def _fingerprint_in(folder: Path) -> str:
+    if find_manifest(folder) is None and (folder / "config.json").is_file():
+        return fingerprint_of_weights(folder)
+    return read_manifest(folder).fingerprint
+
+
+def fingerprint_of_weights(*folders: Path) -> str:
+    """Hash of the configurations and weights of models and adapters that have no manifest."""
+    found = [path for folder in folders for path in folder.glob("*.safetensors")]
+    found += [folder / name for folder in folders for name in ("config.json", "adapter_config.json")]
+    return digest({path.name: file_sha256(path) for path in found if path.is_file()})
 
 
 def to_make(job: Job) -> dict[str, str] | None:
