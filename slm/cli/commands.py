@@ -139,6 +139,22 @@ def merge(
     run(job)
 
 
+def export(model: File = None, out: File = None, overrides: Pairs = None) -> None:
+    """A step as a standard PEFT adapter, or form=merged: folded into its base, file by file."""
+    from slm.config.loader import from_mapping
+    from slm.config.models import ExportJob
+    from slm.log import setup_logging
+
+    usage = "slm export STEP OUT [form=adapter|merged] [dtype=keep|fp32|bf16] [base_name=HUB_ID]"
+    pairs = dict(text.partition("=")[::2] for text in overrides or [])
+    values = {**pairs, "model": need(model, usage, "runs/*/*/MANIFEST.json"), "out": need(out, usage)}
+    job = from_mapping(ExportJob, values, "command line")
+    setup_logging()
+    from slm.merging.export import export as run
+
+    run(job)
+
+
 def evaluate(config: File = None, overrides: Pairs = None) -> int:
     """Evaluate models (= python -m slm.eval)."""
     path = need(config, "slm eval CONFIG [key=value …]", "ds_configs/eval/*.yaml")

@@ -94,3 +94,23 @@ class MergeJob(Job):
     def inputs(self) -> dict[str, str]:
         """Every labelled model."""
         return dict(self.models)
+
+
+class ExportJob(Job):
+    """A finished step as a standard PEFT adapter, or folded into its base."""
+
+    kind: ClassVar[str] = "export"
+    ignored: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """Step, adapter or Hugging Face folder."""
+    form: Literal["adapter", "merged"] = "adapter"
+    """A PEFT adapter, or a whole model."""
+    dtype: Literal["keep", "fp32", "bf16"] = "keep"
+    """Number format of a merged model; the sum is made in fp32 and rounded once. `keep` is the base's own."""
+    base_name: str | None = None
+    """What the adapter shall name as its base (a hub id, for publishing); null keeps the folder."""
+
+    def inputs(self) -> dict[str, str]:
+        """The model."""
+        return {"model": self.model}

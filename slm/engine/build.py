@@ -15,7 +15,7 @@ from slm.engine.distributed import Place
 from slm.errors import CheckpointError
 from slm.model import attention
 from slm.model.load import load_base, require_same_base, resolve
-from slm.model.lora import attach, causal_lm, load_trainable, trainable
+from slm.model.lora import attach, causal_lm, load_trainable, trainable, whole_modules
 from slm.model.supervised import SupervisedLM
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
     lm = load_base(reference.base, dtype=dtype, attention=attention.training_backend(place.device.type))
     lm.config.use_cache = False
     if config.model.train == "lora":
-        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary == "full")
+        whole = whole_modules(lm, config.model.also_train)
+        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary == "full", whole=whole)
         if config.model.previous is not None:
             previous = resolve(config.model.previous)
             if previous.adapter is None:
