@@ -12,6 +12,7 @@ from torch import nn
 from slm.config.stage import Every, StageConfig
 from slm.engine.deepspeed_config import joined
 from slm.engine.distributed import Place
+from slm.engine.operators import prepare_operators
 from slm.errors import CheckpointError
 from slm.model import attention
 from slm.model.load import load_base, require_same_base, resolve
@@ -41,12 +42,14 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
     Raises:
         CheckpointError: base or previous adapter missing, damaged or of another shape.
         ConfigError: the DeepSpeed JSON clashes with the stage YAML.
+        MachineError: NVMe offload without what it needs.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
     bf16 = use_bf16(config, place)
     ds_config = joined(config, place.world_size, bf16)
+    prepare_operators(ds_config, place)
     torch.manual_seed(config.seed)
     attention.register()
     # Alive while the model is loaded: transformers then partitions it on the way in (a weak reference).
