@@ -147,6 +147,8 @@ class TrackConfig(Strict):
     """Log to Weights & Biases (offline without WANDB_API_KEY in the environment)."""
     project: str = "slm"
     """Project name there."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Peak of one device, for MFU and HFU; null is the data sheet's for known GPUs, measured on a CPU."""
 
 
 class StageConfig(Job):
