@@ -272,15 +272,6 @@ def remove(folder: str | Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def input_fingerprints_of(folders: Mapping[str, str]) -> dict[str, str]:
-    """Name -> fingerprint of every artifact in `folders`.
-
-    Raises:
-        DataError: one is missing or unfinished.
-    """
-    return {name: read_manifest(folder).fingerprint for name, folder in folders.items()}
-
-
 @contextmanager
 def building(folder: str | Path) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block succeeds, and vanishes when it fails.

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors", "log", "remote", "artifact"},
     {"config"},
-    {"tokens", "losses"},
+    {"tokens", "losses", "plan"},
     {"speech"},
     {"stages", "model"},
     {"data", "merging", "generation"},

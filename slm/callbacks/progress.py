@@ -24,12 +24,17 @@ log = logging.getLogger(__name__)
 
 
 def describe(record: dict[str, Any]) -> str:
-    """The figures of a step in a few words: loss, tokens/s, learning rate."""
+    """The figures of a step in a few words: loss, tokens/s (supervised), MFU, waiting for data, learning rate."""
     parts = []
     if "loss" in record:
         parts.append(f"loss {float(record['loss']):.3f}")
     if "tokens_per_s" in record:
-        parts.append(f"{float(record['tokens_per_s']):,.0f} tok/s")
+        labels = f" ({float(record['supervised_tokens_per_s']):,.0f})" if "supervised_tokens_per_s" in record else ""
+        parts.append(f"{float(record['tokens_per_s']):,.0f}{labels} tok/s")
+    if "mfu" in record:
+        parts.append(f"mfu {float(record['mfu']):.0%}")
+    if record.get("data_wait", 0) >= 0.05:
+        parts.append(f"waits {float(record['data_wait']):.0%}")
     if "lr" in record:
         parts.append(f"lr {float(record['lr']):.1e}")
     return "  ".join(parts)

@@ -62,6 +62,18 @@ def model_tiny_base(overrides: Pairs = None) -> None:
     make_base(job)
 
 
+def model_import(overrides: Pairs = None) -> None:
+    """The text path of an Mllama (Llama 3.2 Vision) as a plain Llama: out=… model=…"""
+    from slm.config.models import ImportJob
+    from slm.log import setup_logging
+
+    job = job_from(ImportJob, overrides or [], "slm model import out=FOLDER model=FOLDER")
+    setup_logging()
+    from slm.model.mllama import import_text_model
+
+    import_text_model(job)
+
+
 def model_expand(overrides: Pairs = None) -> None:
     """Grow a text model's vocabulary by the speech units: out=… model=… tokenizer=…"""
     from slm.config.models import ExpandJob
@@ -109,6 +121,22 @@ def merge(
     job = from_mapping(MergeJob, {"out": folder, "recipe": text, "models": pairs, "seed": seed}, "command line")
     setup_logging()
     from slm.merging.merge import merge as run
+
+    run(job)
+
+
+def export(model: File = None, out: File = None, overrides: Pairs = None) -> None:
+    """A step as a standard PEFT adapter, or form=merged: folded into its base, file by file."""
+    from slm.config.loader import from_mapping
+    from slm.config.models import ExportJob
+    from slm.log import setup_logging
+
+    usage = "slm export STEP OUT [form=adapter|merged] [dtype=keep|fp32|bf16] [base_name=HUB_ID]"
+    pairs = dict(text.partition("=")[::2] for text in overrides or [])
+    values = {**pairs, "model": need(model, usage, "runs/*/*/MANIFEST.json"), "out": need(out, usage)}
+    job = from_mapping(ExportJob, values, "command line")
+    setup_logging()
+    from slm.merging.export import export as run
 
     run(job)
 

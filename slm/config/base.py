@@ -8,11 +8,13 @@ torch, no files of the job opened), so the pipeline knows what is done and what 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from slm.artifact import input_fingerprints_of, is_current
+from slm.artifact import digest, file_sha256, find_manifest, is_current, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,28 @@ def input_fingerprints(job: Job) -> dict[str, str]:
         DataError: an input is missing or unfinished.
     """
     return job.fingerprints()
+
+
+def input_fingerprints_of(places: Mapping[str, str]) -> dict[str, str]:
+    """Name -> fingerprint of every artifact; a downloaded model, which has no manifest, counts by its files' content.
+
+    Raises:
+        DataError: one is missing or unfinished.
+    """
+    return {name: _fingerprint_in(place) for name, place in places.items()}
+
+
+def _fingerprint_in(place: str) -> str:
+    if (Path(place) / "config.json").is_file() and find_manifest(place) is None:
+        return fingerprint_of_weights(Path(place))
+    return read_manifest(place).fingerprint
+
+
+def fingerprint_of_weights(*folders: Path) -> str:
+    """Hash of the configurations and weights of models and adapters that have no manifest."""
+    found = [path for folder in folders for path in folder.glob("*.safetensors")]
+    found += [folder / name for folder in folders for name in ("config.json", "adapter_config.json")]
+    return digest({path.name: file_sha256(path) for path in found if path.is_file()})
 
 
 def to_make(job: Job) -> dict[str, str] | None:

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from slm.artifact import file_sha256
 from slm.config.base import Job
+
+
+class ImportJob(Job):
+    """Take the text path out of an Mllama (Llama 3.2 Vision) as a plain Llama."""
+
+    kind: ClassVar[str] = "base"
+    ignored: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """Hugging Face folder of the Mllama."""
+
+    def inputs(self) -> dict[str, str]:
+        """The Mllama."""
+        return {"model": self.model}
+
+    def identity(self) -> dict[str, Any]:
+        """What is done: a tiny random base has the same kind."""
+        return {"import": "mllama-text"}
 
 
 class ExpandJob(Job):
     """Grow a text model's vocabulary by the speech units, off-line."""
 
     kind: ClassVar[str] = "base"
-    ignored: ClassVar[tuple[str, ...]] = ("model", "tokenizer")
+    ignored: ClassVar[tuple[str, ...]] = ("model", "tokenizer", "rows")
 
     model: str
     """Step or Hugging Face folder that is grown."""
@@ -21,6 +41,8 @@ class ExpandJob(Job):
     """Folder of the tokenizer that has the unit tokens (`vocabulary.json` beside it)."""
     noise: Annotated[float, Field(gt=0)] = 1.0
     """Spread of a new row around the mean row, in standard deviations of the old rows."""
+    rows: str | None = None
+    """Safetensors file with the units' rows: `embed_tokens`, and `lm_head` unless they are tied; null draws them."""
     pad_to: Annotated[int, Field(gt=0)] = 8
     """Rows are padded to a multiple of this."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -29,6 +51,13 @@ class ExpandJob(Job):
     def inputs(self) -> dict[str, str]:
         """The model; the tokenizer when it is an artifact of its own."""
         return {"model": self.model, "tokenizer": self.tokenizer}
+
+    def identity(self) -> dict[str, Any]:
+        """The file of rows counts by its content."""
+        own = super().identity()
+        if self.rows is not None:
+            own["rows"] = file_sha256(self.rows) if Path(self.rows).is_file() else "missing"
+        return own
 
 
 class DiscountJob(Job):
@@ -65,3 +94,23 @@ class MergeJob(Job):
     def inputs(self) -> dict[str, str]:
         """Every labelled model."""
         return dict(self.models)
+
+
+class ExportJob(Job):
+    """A finished step as a standard PEFT adapter, or folded into its base."""
+
+    kind: ClassVar[str] = "export"
+    ignored: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str
+    """Step, adapter or Hugging Face folder."""
+    form: Literal["adapter", "merged"] = "adapter"
+    """A PEFT adapter, or a whole model."""
+    dtype: Literal["keep", "fp32", "bf16"] = "keep"
+    """Number format of a merged model; the sum is made in fp32 and rounded once. `keep` is the base's own."""
+    base_name: str | None = None
+    """What the adapter shall name as its base (a hub id, for publishing); null keeps the folder."""
+
+    def inputs(self) -> dict[str, str]:
+        """The model."""
+        return {"model": self.model}

@@ -45,6 +45,8 @@ class ModelConfig(Strict):
     vocabulary: Literal["full", "frozen"] = "full"
     """With LoRA: train embeddings and head as whole matrices, or leave them as they are."""
     lora: LoraConfig = LoraConfig()
+    also_train: list[str] = []
+    """With LoRA: regular expressions over full names of modules that train whole and get no adapter."""
     activation_checkpointing: Literal["none", "all"] | Every = "none"
     """Recompute activations in the backward pass instead of keeping them."""
 
@@ -156,6 +158,8 @@ class TrackConfig(Strict):
     """Log to Weights & Biases (offline without WANDB_API_KEY in the environment)."""
     project: str = "slm"
     """Project name there."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Peak of one device, for MFU and HFU; null is the data sheet's for known GPUs, measured on a CPU."""
 
 
 class StageConfig(Job):
@@ -205,6 +209,8 @@ class StageConfig(Job):
             raise ValueError(
                 "model.previous continues an adapter; with model.train: full give that step's model as model.base"
             )
+        if self.model.train == "full" and self.model.also_train:
+            raise ValueError("model.also_train is for LoRA; with model.train: full everything trains")
         if self.batch.rows % self.batch.micro_rows:
             raise ValueError(
                 f"batch.rows ({self.batch.rows}) must be a multiple of batch.micro_rows ({self.batch.micro_rows})"

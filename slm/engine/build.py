@@ -12,10 +12,11 @@ from torch import nn
 from slm.config.stage import Every, StageConfig
 from slm.engine.deepspeed_config import joined
 from slm.engine.distributed import Place
+from slm.engine.operators import prepare_operators
 from slm.errors import CheckpointError
 from slm.model import attention
 from slm.model.load import load_base, require_same_base, resolve
-from slm.model.lora import attach, causal_lm, load_trainable, trainable
+from slm.model.lora import attach, causal_lm, load_trainable, trainable, whole_modules
 from slm.model.supervised import SupervisedLM
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,14 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
     Raises:
         CheckpointError: base or previous adapter missing, damaged or of another shape.
         ConfigError: the DeepSpeed JSON clashes with the stage YAML.
+        MachineError: NVMe offload without what it needs.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
     bf16 = use_bf16(config, place)
     ds_config = joined(config, place.world_size, bf16)
+    prepare_operators(ds_config, place)
     torch.manual_seed(config.seed)
     attention.register()
     # Alive while the model is loaded: transformers then partitions it on the way in (a weak reference).
@@ -70,7 +73,8 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
     lm = load_base(reference.base, dtype=dtype, attention=attention.training_backend(place.device.type))
     lm.config.use_cache = False
     if config.model.train == "lora":
-        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary == "full")
+        whole = whole_modules(lm, config.model.also_train)
+        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary == "full", whole=whole)
         if config.model.previous is not None:
             previous = resolve(config.model.previous)
             if previous.adapter is None:

@@ -14,6 +14,7 @@ from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
 from slm.engine.batch import MicroBatch, to_micro_batch
 from slm.engine.distributed import Place, all_counts, all_sum, raise_first
+from slm.engine.figures import Figures
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest
 from slm.engine.schedule import rate_factor
 from slm.engine.state import TrainState
@@ -34,6 +35,7 @@ class Run:
     callbacks: Callback
     stop: StopRequest
     save: Callable[[], None]
+    figures: Figures
 
 
 def train_until_done(run: Run) -> int:
@@ -96,7 +98,8 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
     run.state.supervised_tokens += labels
     run.state.seconds += took
     run.state.loader = run.loader.state_dict()
-    return _record(run, loss, sums, counts, factor, tokens, took, waited), asked
+    record = _record(run, loss, sums, counts, factor, tokens, took, waited)
+    return record | run.figures.of_step(batches, labels, start=start, waited=waited, took=took), asked
 
 
 def _read(run: Run) -> tuple[list[MicroBatch], Counter[str], SlmError | None]:
@@ -149,6 +152,7 @@ def _forward_backward(run: Run, batches: list[MicroBatch], labels: int) -> dict[
         run.engine.backward(losses.sum() * (run.place.world_size / labels), scale_wrt_gas=False)
         for source, value in zip(batch.sources, losses.tolist(), strict=True):
             own[source] += value
+    run.figures.arrive()
     return dict(zip(run.sources, all_sum(list(own.values()), run.place.device), strict=True))
 
 

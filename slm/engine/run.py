@@ -18,10 +18,11 @@ from slm.config.base import input_fingerprints
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
 from slm.data.mix import open_sources, planned_steps, stage_loader, stage_sources
-from slm.engine.build import build_engine
+from slm.engine.build import build_engine, use_bf16
 from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
 from slm.engine.export import export
+from slm.engine.figures import Figures
 from slm.engine.loop import Run, train_until_done
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
@@ -100,7 +101,8 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
             write_status(out, "running", step=state.step, steps=steps)
             callbacks.on_save({"step": state.step, "path": str(path), "seconds": time.perf_counter() - begin})
 
-    run = Run(config, place, engine, loader, sources, steps, state, callbacks, stop, save)
+    figures = Figures(engine.module.lm, config, place, bf16=use_bf16(config, place))
+    run = Run(config, place, engine, loader, sources, steps, state, callbacks, stop, save, figures)
     if place.is_main:
         write_atomic(out / "deepspeed.yaml", yaml.safe_dump(ds_config, sort_keys=False))
         write_status(out, "running", step=state.step, steps=steps)

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from slm.artifact import digest, file_sha256, find_manifest
+from slm.artifact import find_manifest
+from slm.config.base import fingerprint_of_weights
 from slm.errors import CheckpointError
-from slm.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from slm.model.lora import ADAPTER_CONFIG
 from slm.tokens.vocabulary import Vocabulary, load_tokenizer
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class Reference:
         manifest = find_manifest(self.folder)
         if manifest is not None:
             return manifest.fingerprint
-        parts = [*self.base.glob("*.safetensors"), self.base / MODEL_CONFIG]
-        if self.adapter is not None:
-            parts += [self.adapter / ADAPTER_CONFIG, self.adapter / ADAPTER_WEIGHTS]
-        return digest({path.name: file_sha256(path) for path in parts})
+        return fingerprint_of_weights(*(folder for folder in (self.base, self.adapter) if folder is not None))
 
 
 @dataclass(frozen=True)

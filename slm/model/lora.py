@@ -8,7 +8,8 @@ gives the same logits to the last bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from slm.artifact import write_atomic
 from slm.config.stage import LoraConfig
-from slm.errors import CheckpointError, MachineError, from_os_error
+from slm.errors import CheckpointError, ConfigError, MachineError, from_os_error
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -42,8 +43,33 @@ def is_tied(lm: nn.Module) -> bool:
     return bool(causal_lm(lm).config.tie_word_embeddings)
 
 
-def attach(lm: nn.Module, config: LoraConfig, *, vocabulary: bool) -> PeftModel:
+def whole_modules(lm: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the modules with weights of their own that the regular expressions match, in the model's order.
+
+    Raises:
+        ConfigError: an expression is malformed, matches nothing, or reaches for the vocabulary.
+    """
+    named = [name for name, module in lm.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    found: set[str] = set()
+    for pattern in patterns:
+        where = f"model.also_train: {pattern}"
+        try:
+            hits = {name for name in named if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise ConfigError(f"not a regular expression: {error}", where=where) from None
+        if not hits:
+            raise ConfigError("matches no module", where=where, mend=f"modules are named like {named[len(named) // 2]}")
+        if tables := [name for name in hits if name.split(".")[-1] in VOCABULARY_MODULES]:
+            raise ConfigError(f"matches {tables[0]}", where=where, mend="model.vocabulary says how the tables train")
+        found |= hits
+    return [name for name in named if name in found]
+
+
+def attach(lm: nn.Module, config: LoraConfig, *, vocabulary: bool, whole: Sequence[str] = ()) -> PeftModel:
     """Freeze `lm`, add fresh adapters, and let embeddings and head train if `vocabulary`.
+
+    Args:
+        whole: modules that train in place and get no adapter: what PEFT does with its `modules_to_save`.
 
     Raises:
         CheckpointError: no layer matches `config.targets`.
@@ -53,6 +79,7 @@ def attach(lm: nn.Module, config: LoraConfig, *, vocabulary: bool) -> PeftModel:
         lora_alpha=cast(int, config.alpha),  # PEFT says int and computes with any number
         lora_dropout=config.dropout,
         target_modules=config.targets,
+        exclude_modules=list(whole) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -66,6 +93,9 @@ def attach(lm: nn.Module, config: LoraConfig, *, vocabulary: bool) -> PeftModel:
     if vocabulary:
         model.get_input_embeddings().weight.requires_grad_(True)
         model.get_output_embeddings().weight.requires_grad_(True)
+    for name in whole:
+        for parameter in causal_lm(model).get_submodule(name).parameters(recurse=False):
+            parameter.requires_grad_(True)
     return model
 
 
@@ -128,7 +158,7 @@ def load_trainable(lm: PeftModel, folder: str | Path, config: LoraConfig, gather
         raise CheckpointError(
             f"the previous adapter and this stage train different parameters: {missing[0]} and {len(missing) - 1} more",
             where=str(folder),
-            mend="keep model.lora.targets and model.vocabulary over the chain",
+            mend="keep model.lora.targets, model.also_train and model.vocabulary over the chain",
         )
     for name, parameter in expected.items():
         with gathered([parameter]):
@@ -211,10 +241,12 @@ def write_adapter(folder: str | Path, lm: PeftModel, tensors: Mapping[str, Tenso
     save_tensors(named, folder / ADAPTER_WEIGHTS)
     config = lm.peft_config["default"].to_dict()
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    whole = [*(VOCABULARY_MODULES if whole_vocabulary else []), *(config["exclude_modules"] or [])]
     config |= {
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "modules_to_save": VOCABULARY_MODULES if whole_vocabulary else None,
+        "modules_to_save": whole or None,
+        "exclude_modules": None,
         "ensure_weight_tying": whole_vocabulary and is_tied(lm),
     }
     write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -252,10 +252,19 @@ def add_units(tokenizer: PreTrainedTokenizerFast, units: UnitSet) -> Vocabulary:
 
 def without_units(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """A copy of the tokenizer that lacks the unit tokens: the text part by itself."""
+    return _without(tokenizer, lambda token: _UNIT.fullmatch(token["content"]) is not None)
+
+
+def without_ids_from(tokenizer: PreTrainedTokenizerFast, size: int) -> PreTrainedTokenizerFast:
+    """A copy of the tokenizer that lacks the added tokens whose ids are `size` or more."""
+    return _without(tokenizer, lambda token: token["id"] >= size)
+
+
+def _without(tokenizer: PreTrainedTokenizerFast, drop: Callable[[Any], bool]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [token for token in state["added_tokens"] if not _UNIT.fullmatch(token["content"])]
+    state["added_tokens"] = [token for token in state["added_tokens"] if not drop(token)]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     text = type(tokenizer)(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False, **special

@@ -10,7 +10,7 @@ from serving import served
 from shard_sets import make_samples, make_set
 
 from slm import remote
-from slm.artifact import input_fingerprints_of
+from slm.config.base import input_fingerprints_of
 from slm.data.format import ShardIndex, shard_name
 from slm.data.loader import PackedLoader, SourceSpec
 from slm.data.reader import ShardSet

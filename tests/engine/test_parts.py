@@ -11,9 +11,10 @@ import torch
 
 from slm.config.loader import from_mapping
 from slm.config.stage import ScheduleConfig, StageConfig
+from slm.config.zero import read_zero_json
 from slm.data.loader import Row
 from slm.engine.batch import to_micro_batch
-from slm.engine.deepspeed_config import accumulation, joined, read_zero_json
+from slm.engine.deepspeed_config import accumulation, joined
 from slm.engine.distributed import find_place
 from slm.engine.schedule import rate_factor
 from slm.errors import ConfigError, MachineError

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from slm.artifact import write_manifest
 from slm.config.models import ExpandJob
@@ -31,20 +32,111 @@ def test_growing_keeps_old_rows_and_spreads_new_ones(tmp_path, pico_tokenizer, t
         torch.testing.assert_close(after.model(ids).logits[..., : len(old)], before(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_a_base_that_does_not_reload_is_not_kept(tmp_path, pico_tokenizer, text_base_of, monkeypatch):
-    text = text_base_of(False)
-    sealed = []
+def test_a_base_that_could_not_be_loaded_is_not_kept(tmp_path, pico_tokenizer, text_base_of, monkeypatch):
+    monkeypatch.setattr("slm.model.vocabulary.NewRows.grow", lambda self, old, matrix: old)  # the old number of rows
+    with pytest.raises(CheckpointError, match=r"can't be loaded again: lm_head\.weight is"):
+        expand(ExpandJob(out=str(tmp_path / "base"), model=str(text_base_of(False)), tokenizer=str(pico_tokenizer)))
+    assert list(tmp_path.glob("*base*")) == []
 
-    def load(folder):
-        if folder == text:
-            return load_base(folder)
-        sealed.append((folder / "MANIFEST.json").exists())
-        return load_base(text)  # the old number of rows
 
-    monkeypatch.setattr("slm.model.vocabulary.load_base", load)
-    with pytest.raises(CheckpointError, match="reloads with"):
-        expand(ExpandJob(out=str(tmp_path / "base"), model=str(text), tokenizer=str(pico_tokenizer)))
-    assert sealed == [False]
+def qwen(folder, tied, spare=40):
+    """A Qwen3 as they are published: no manifest, sharded, more rows than tokens."""
+    from support import make_text_tokenizer
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = make_text_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer) + spare,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=tied,
+    )
+    model = Qwen3ForCausalLM(config).bfloat16()
+    model.save_pretrained(folder, max_shard_size="30KB")
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_published_qwen_keeps_its_spare_rows_size_dtype_and_files(tmp_path, pico_tokenizer, tied):
+    tokens = qwen(tmp_path / "qwen", tied)
+    job = ExpandJob(out=str(tmp_path / "base"), model=str(tmp_path / "qwen"), tokenizer=str(pico_tokenizer), pad_to=64)
+    assert expand(job) is True and expand(job) is False
+    before = load_base(tmp_path / "qwen", dtype=torch.bfloat16).state_dict()
+    after = load_base(tmp_path / "base", dtype=torch.bfloat16).state_dict()
+    rows = after["model.embed_tokens.weight"]
+    assert len(rows) == -(-(tokens + 40) // 64) * 64 or len(rows) == tokens + 40
+    assert torch.equal(rows[:tokens], before["model.embed_tokens.weight"][:tokens])
+    assert not torch.equal(rows[tokens : tokens + 40], before["model.embed_tokens.weight"][tokens:])
+    files = sorted(path.name for path in (tmp_path / "base").glob("*.safetensors"))
+    assert len(files) == len(list((tmp_path / "qwen").glob("*.safetensors"))) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all(torch.equal(after[name], before[name]) for name in before if "layers" in name)
+    (tmp_path / "qwen" / files[0]).write_bytes((tmp_path / "qwen" / files[1]).read_bytes())
+    with pytest.raises(CheckpointError):
+        expand(job)  # other weights are another input
+
+
+def test_never_more_than_a_file_of_the_model_is_held(tmp_path, pico_tokenizer, monkeypatch):
+    import gc
+
+    import slm.model.weights as weights
+
+    tokens = qwen(tmp_path / "qwen", tied=False)
+    held, original, before = [], weights.save_file, {id(t) for t in gc.get_objects()}
+
+    def save(tensors, *rest, **named):
+        """What lives beside the two tables while a file is written."""
+        gc.collect()
+        alive = [t for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in before]
+        held.append((sum(t.nbytes for t in alive if len(t) < tokens), sum(t.nbytes for t in tensors.values())))
+        return original(tensors, *rest, **named)
+
+    monkeypatch.setattr(weights, "save_file", save)
+    expand(ExpandJob(out=str(tmp_path / "base"), model=str(tmp_path / "qwen"), tokenizer=str(pico_tokenizer)))
+    assert len(held) > 2 and all(alive < 1.05 * written for alive, written in held)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_from_a_file(tmp_path, pico_tokenizer, text_base_of, tied):
+    given = {"embed_tokens": torch.randn(16, 32)} | ({} if tied else {"lm_head": torch.randn(16, 32)})
+    save_file(given, tmp_path / "rows.safetensors")
+    job = ExpandJob(
+        out=str(tmp_path / "base"),
+        model=str(text_base_of(tied)),
+        tokenizer=str(pico_tokenizer),
+        rows=str(tmp_path / "rows.safetensors"),
+    )
+    expand(job)
+    loaded = load_model(tmp_path / "base")
+    units = slice(loaded.vocabulary.first_unit, loaded.vocabulary.first_unit + 16)
+    assert torch.equal(loaded.model.get_input_embeddings().weight[units], given["embed_tokens"])
+    assert torch.equal(loaded.model.get_output_embeddings().weight[units], given["embed_tokens" if tied else "lm_head"])
+    save_file({name: rows + 1 for name, rows in given.items()}, tmp_path / "rows.safetensors")
+    assert expand(job) is True, "other rows are another base"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"embed_tokens": torch.ones(16, 32)}, "wanted are"),
+        ({"embed_tokens": torch.ones(3, 32)} | {"lm_head": torch.ones(16, 32)}, "have shape"),
+    ],
+)
+def test_rows_that_do_not_fit(tmp_path, pico_tokenizer, text_base_of, given, message):
+    save_file(given, tmp_path / "rows.safetensors")
+    job = {
+        "model": str(text_base_of(False)),
+        "tokenizer": str(pico_tokenizer),
+        "rows": str(tmp_path / "rows.safetensors"),
+    }
+    with pytest.raises(DataError, match=message):
+        expand(ExpandJob(out=str(tmp_path / "base"), **job))
     assert not (tmp_path / "base").exists()
 
 
