@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from slm.data.held_out import HeldOut
 from slm.data.mixture import Mixture, integer_weights
 from slm.data.order import SourceOrder, WindowPlan
 from slm.data.reader import Group, ShardSet
@@ -32,11 +33,13 @@ class SourceSpec:
         name: how it is called in records; unique in a run.
         folder: the shard set.
         ratio: packed rows (that is, tokens) per row of the current stage's own source, which has 1.0.
+        held_out: samples of the set that are never in a row.
     """
 
     name: str
     folder: str
     ratio: float = 1.0
+    held_out: HeldOut | None = None
 
 
 @dataclass
@@ -203,6 +206,7 @@ class PackedLoader:
             "rows_per_step": self.rows_per_step,
             "weights": {spec.name: weight for spec, weight in zip(self.specs, self.mixture.weights, strict=True)},
             "fingerprints": {source.spec.name: source.shards.fingerprint for source in self._sources},
+            "held_out": {spec.name: spec.held_out.digest for spec in self.specs if spec.held_out is not None},
         }
 
     def _read(self, step: int) -> list[Row]:
@@ -239,6 +243,7 @@ class _Source:
             seed=settings.seed,
             window=settings.window,
             capacity=settings.capacity,
+            held_out=spec.held_out,
         )
         self._windows: OrderedDict[tuple[int, int], _Window] = OrderedDict()
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from slm.data.held_out import HeldOut
 from slm.data.packing import count_rows, pack
 from slm.data.seeded import GROUPS, ROWS, SAMPLES, permutation
 
@@ -95,11 +96,21 @@ class SourceOrder:
         seed: of the run.
         window: groups that are shuffled and packed together.
         capacity: tokens of a row.
+        held_out: samples that are in no row.
     """
 
-    def __init__(self, lengths: Lengths, *, source: int, seed: int, window: int, capacity: int) -> None:
+    def __init__(
+        self,
+        lengths: Lengths,
+        *,
+        source: int,
+        seed: int,
+        window: int,
+        capacity: int,
+        held_out: HeldOut | None = None,
+    ) -> None:
         self.lengths, self.source, self.seed = lengths, source, seed
-        self.window, self.capacity = window, capacity
+        self.window, self.capacity, self.held_out = window, capacity, held_out
         self._first_row = [0]  # of each epoch
         self._epochs: OrderedDict[int, EpochPlan] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], WindowPlan] = OrderedDict()
@@ -175,10 +186,22 @@ class SourceOrder:
         order = permutation(self.lengths.groups, GROUPS, self.seed, self.source, epoch)
         sizes = []
         for at in range(0, len(order), self.window):
-            lengths = np.concatenate([self.lengths.group_lengths(group) for group in order[at : at + self.window]])
+            groups = order[at : at + self.window]
+            lengths = np.concatenate([self.lengths.group_lengths(group) for group in groups])[self._trained(groups)]
             sizes.append((count_rows(lengths, self.capacity), len(lengths), int(lengths.sum(dtype=np.int64))))
         ends = np.cumsum(np.array([(0, 0, 0), *sizes], dtype=np.int64), axis=0)
         return EpochPlan(order, ends[:, 0], ends[:, 1], ends[:, 2])
+
+    def _trained(self, groups: np.ndarray) -> np.ndarray | slice:
+        """Which samples of some groups, end to end, are trained on: an index."""
+        if self.held_out is None:
+            return slice(None)
+        parts = []
+        for group in groups:
+            part = np.ones(len(self.lengths.group_lengths(group)), bool)
+            part[self.held_out.of_group(int(group))] = False
+            parts.append(part)
+        return np.concatenate(parts)
 
     def _plan_window(self, epoch: int, window: int) -> WindowPlan:
         groups = self.epoch(epoch).order[window * self.window : (window + 1) * self.window]
@@ -187,13 +210,14 @@ class SourceOrder:
         group_of = np.repeat(np.arange(len(groups)), counts)
         first_sample = np.cumsum(counts) - counts
         stops = np.concatenate([np.cumsum(part) for part in parts])
-        shuffled = permutation(len(lengths), SAMPLES, self.seed, self.source, epoch, window)
+        trained = np.arange(len(lengths))[self._trained(groups)]
+        shuffled = trained[permutation(len(trained), SAMPLES, self.seed, self.source, epoch, window)]
         packed = pack(lengths[shuffled], self.capacity)
         rows = permutation(packed.rows, ROWS, self.seed, self.source, epoch, window)
         sizes = np.diff(packed.starts)[rows]
         row_starts = np.concatenate([[0], np.cumsum(sizes)])
         # Documents of the shuffled rows: each row's range of packed.items, shifted to where it now starts.
-        picked = np.repeat(packed.starts[:-1][rows] - row_starts[:-1], sizes) + np.arange(len(lengths))
+        picked = np.repeat(packed.starts[:-1][rows] - row_starts[:-1], sizes) + np.arange(len(shuffled))
         documents = shuffled[packed.items[picked]]
         tokens = np.concatenate([[0], np.cumsum(lengths[documents])])
         return WindowPlan(
