@@ -18,10 +18,12 @@ from slm.config.base import input_fingerprints
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader, SourceSpec
 from slm.data.reader import ShardSet
+from slm.engine.anchor import Anchor
 from slm.engine.build import build_engine
 from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
 from slm.engine.export import export
+from slm.engine.held_out import HeldOutEvaluation, with_held_out
 from slm.engine.loop import Run, train_until_done
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
@@ -78,26 +80,29 @@ def _check_vocabulary(config: StageConfig) -> None:
 
 def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, command: str) -> None:
     out = Path(config.out)
+    identity = {"stage": config.identity(), "inputs": inputs}
+    checkpoints = Checkpoints(out / "checkpoints", place, identity, config.checkpoint.keep)
+    together(lambda: checkpoints.settle_others(finished=find_manifest(out) is not None))
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     engine, ds_config = build_engine(config, place)
-    loader, sources = build_loader(config, place)
+    loader, held_out = build_loader(config, place)
+    sources = [spec.name for spec in loader.specs]
     steps = planned_steps(config, loader)
-    checkpoints = Checkpoints(
-        out / "checkpoints", place, {"stage": config.identity(), "inputs": inputs}, config.checkpoint.keep
-    )
-    state = _resume(checkpoints, engine, loader)
+    anchor = Anchor(engine, config.anchor) if config.anchor is not None else None  # before weights are resumed
+    state = _resume(checkpoints, engine, loader, config.seed)
     callbacks = build_callbacks(config) if place.is_main else Callback()
     lora = config.model.train == "lora"
 
-    def save() -> None:
+    def save(best: bool) -> None:
         begin = time.perf_counter()
-        path = checkpoints.save(engine, state, lora=lora)
+        path = checkpoints.save(engine, state, lora=lora, best=best)
         if place.is_main:
             write_status(out, "running", step=state.step, steps=steps)
             callbacks.on_save({"step": state.step, "path": str(path), "seconds": time.perf_counter() - begin})
 
-    run = Run(config, place, engine, loader, sources, steps, state, callbacks, stop, save)
+    last_good = checkpoints.newest_up_to
+    run = Run(config, place, engine, loader, sources, steps, state, callbacks, stop, save, last_good, anchor, held_out)
     if place.is_main:
         write_atomic(out / "deepspeed.yaml", yaml.safe_dump(ds_config, sort_keys=False))
         write_status(out, "running", step=state.step, steps=steps)
@@ -126,13 +131,14 @@ def _open_folder(config: StageConfig, place: Place, command: str) -> None:
         write_status(out, "running")
 
 
-def build_loader(config: StageConfig, place: Place) -> tuple[PackedLoader, list[str]]:
-    """The packed loader over the stage's own shards and its replay sources, and their names in order."""
+def build_loader(config: StageConfig, place: Place) -> tuple[PackedLoader, HeldOutEvaluation | None]:
+    """The packed loader over the stage's own shards and its replay sources, and what they hold out."""
     folders = [(config.data.shards, 1.0), *((source.shards, source.ratio) for source in config.replay)]
     names = [Path(folder).name for folder, _ in folders]
     if len(set(names)) < len(names):
         names = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-    specs = [SourceSpec(name, folder, ratio) for name, (folder, ratio) in zip(names, folders, strict=True)]
+    plain = [SourceSpec(name, folder, ratio) for name, (folder, ratio) in zip(names, folders, strict=True)]
+    specs = with_held_out(plain, config)
     loader = PackedLoader(
         specs,
         pack_length=config.data.pack.length,
@@ -142,7 +148,10 @@ def build_loader(config: StageConfig, place: Place) -> tuple[PackedLoader, list[
         world_size=place.world_size,
         window=config.data.pack.window,
     )
-    return loader, names
+    if config.eval is None:
+        return loader, None
+    micro_rows = config.batch.micro_rows
+    return loader, HeldOutEvaluation(specs, place, capacity=config.data.pack.length, micro_rows=micro_rows)
 
 
 def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
@@ -158,7 +167,9 @@ def planned_steps(config: StageConfig, loader: PackedLoader) -> int:
         epochs = duration.epochs
     else:
         assert duration.tokens is not None
-        epochs = duration.tokens / ShardSet(config.data.shards).tokens
+        held_out = loader.specs[0].held_out
+        trained = ShardSet(config.data.shards).tokens - (held_out.tokens if held_out is not None else 0)
+        epochs = duration.tokens / trained
     steps = loader.rows_for(epochs) // config.batch.rows
     if steps < 1:
         raise ConfigError(
@@ -177,13 +188,12 @@ def build_callbacks(config: StageConfig) -> Callbacks:
     return Callbacks(found)
 
 
-def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader) -> TrainState:
-    together(checkpoints.set_aside_others)
+def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader, seed: int) -> TrainState:
     path = checkpoints.newest_valid()
     if path is None:
         return TrainState()
     together(lambda: checkpoints.set_aside_damaged(path))
-    state = checkpoints.load(engine, path)
+    state = checkpoints.load(engine, path, seed)
     loader.load_state_dict(state.loader)
     log.info("resumed from %s at step %d", path, state.step)
     return state
