@@ -6,8 +6,13 @@ of parameters, so it does not matter how the parameters are divided among ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+CHUNK = 2**24
+"""Elements at a time: a piece can be a vocabulary matrix, and copies of it are not for free."""
 
 
 def compact(start: Tensor) -> Tensor:
@@ -26,12 +31,16 @@ def squared_distance(value: Tensor, start: Tensor) -> Tensor:
     Returns:
         Scalar fp64.
     """
-    return (value - start).square().sum(dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=value.device)
+    for part, origin in _chunks(value, start):
+        total += (part - origin).square().sum(dtype=torch.float64)
+    return total
 
 
 def add_penalty_gradient(gradient: Tensor, value: Tensor, start: Tensor, weight: float) -> None:
     """Add 2λ(θ−θ₀), the gradient of λ·Σ(θ−θ₀)², to `gradient`, all of them (n,), in place."""
-    gradient.add_(value - start, alpha=2 * weight)
+    for part, origin, slope in _chunks(value, start, gradient):
+        slope.add_(part - origin, alpha=2 * weight)
 
 
 def pull(value: Tensor, start: Tensor, rate: float, weight: float) -> None:
@@ -40,4 +49,9 @@ def pull(value: Tensor, start: Tensor, rate: float, weight: float) -> None:
     Adam's moments do not see it, as they do not see decoupled weight decay (Loshchilov & Hutter 2019).
     A product 2·rate·λ above 1 ends at θ₀ and does not overshoot.
     """
-    value.lerp_(start.to(value.dtype), min(1.0, 2 * rate * weight))
+    for part, origin in _chunks(value, start):
+        part.lerp_(origin.to(value.dtype), min(1.0, 2 * rate * weight))
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)

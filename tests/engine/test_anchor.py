@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine import anchor_job as job
 from engine.conftest import ROOT, free_port
+from safetensors.torch import load_file
 
 
 def reference(mode):
@@ -55,3 +56,22 @@ def test_steps_are_those_of_the_written_loss(runs, case):
     assert found["penalties"] == pytest.approx(penalties, rel=1e-5)
     for name, value in weights.items():
         torch.testing.assert_close(torch.tensor(found["weights"][name]), value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stage_is_anchored_to_the_artifact_before_it_also_when_it_resumes(train, shards, tmp_path):
+    """The last step has learning rate 0, so the penalty it logs is that of the exported weights."""
+    first = train(tmp_path / "asr", ranks=1, steps=2)
+    settings = {"stage": "tts", "previous": str(first.out), "steps": 5, "every": 2, "lr": 2e-2}
+    settings["anchor"] = {"weight": 0.5, "weights": {"vocabulary": 0.1}}
+    killed = train(tmp_path / "tts", fault={"kind": "step", "step": 3, "ranks": [1]}, **settings)
+    assert killed.code != 0 and (tmp_path / "tts" / "checkpoints" / "step_000002").is_dir(), killed.text
+    resumed = train(tmp_path / "tts", **settings)
+    assert resumed.code == 0 and "resumed from" in resumed.text, resumed.text
+    before, after = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in (first, resumed))
+    wanted = sum(
+        (0.5 if "lora_" in name else 0.1) * float((after[name].double() - before[name].double()).square().sum())
+        for name in before
+    )
+    assert resumed.metrics[0]["anchor_penalty"] == 0 < wanted
+    assert resumed.metrics[-1]["lr"] == 0
+    assert resumed.metrics[-1]["anchor_penalty"] == pytest.approx(wanted, rel=1e-5)

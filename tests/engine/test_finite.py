@@ -18,14 +18,19 @@ def adapter(outcome):
 
 
 @pytest.mark.parametrize(
-    ("kind", "zero", "offload"),
-    [("inf loss", "cpu.json", False), ("nan gradient", "zero2.json", False), ("inf loss", "zero2.json", True)],
+    ("kind", "zero", "offload", "precision"),
+    [
+        ("inf loss", "cpu.json", False, "bf16"),
+        ("nan gradient", "zero2.json", False, "fp32"),
+        ("inf loss", "zero2.json", True, "fp32"),
+    ],
 )
-def test_one_rank_spoils_two_steps_and_all_ranks_skip_them(train, tmp_path, kind, zero, offload):
+def test_one_rank_spoils_two_steps_and_all_ranks_skip_them(train, tmp_path, kind, zero, offload, precision):
     if offload:
         zero = with_offload(tmp_path, zero)
     fault = {"kind": kind, "steps": [2, 4], "ranks": [1]}
-    outcome = train(tmp_path / "asr", zero=zero, fault=fault, steps=6, anchor={"weight": 0.01})
+    settings = {"zero": zero, "steps": 6, "anchor": {"weight": 0.01}, "precision": precision}
+    outcome = train(tmp_path / "asr", fault=fault, **settings)
     assert outcome.code == 0, outcome.text
     assert [record["skipped"] for record in outcome.metrics] == [0, 0, 1, 1, 2, 2]
     assert outcome.text.count("skipped: its loss or gradient is not finite") == 2

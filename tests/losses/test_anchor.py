@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from slm.losses import anchor
 from slm.losses.anchor import add_penalty_gradient, compact, pull, squared_distance
 
 
 def tensors():
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(1000, generator=draw) for _ in range(3)]
+
+
+@pytest.fixture(autouse=True, params=[2**24, 300], ids=["whole", "in chunks"])
+def _chunks(request, monkeypatch):
+    monkeypatch.setattr(anchor, "CHUNK", request.param)
 
 
 def test_the_gradient_is_autograds():
@@ -23,7 +30,7 @@ def test_the_gradient_is_autograds():
 def test_the_sum_is_taken_in_fp64():
     value, start = torch.full((100_000,), 1.1), torch.full((100_000,), 1.0)
     wanted = np.square(value.numpy() - start.numpy()).sum(dtype=np.float64)
-    assert float(squared_distance(value, start)) == wanted
+    assert float(squared_distance(value, start)) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_pull_is_a_gradient_step_of_the_penalty_and_never_overshoots():
