@@ -1,6 +1,6 @@
 # Everything here works on a fresh clone: the environment is made on demand, by the first command.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test test-slow check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,9 @@ quickstart: $(READY) ## speech to spoken language model, its forgetting and the 
 
 test: $(READY) ## all tests, no network and no GPU needed
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slow: $(READY) ## the tests that take minutes each
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

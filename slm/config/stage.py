@@ -112,6 +112,23 @@ class OptimConfig(Strict):
     """Decoupled decay of matrices; norms and vocabulary are left out."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 is off."""
+    stop_after_skipped: Positive = 5
+    """So many steps in a row that are skipped, for a loss or gradient that is no finite number, end the run."""
+
+
+class AnchorConfig(Strict):
+    """L2 to where the stage started, the previous stage's weights: weight · Σ(θ − θ₀)² over what trains."""
+
+    mode: Literal["coupled", "decoupled"] = "coupled"
+    """Gradient of the penalty, added before clipping; or a pull after the step that Adam's moments do not see."""
+    weight: Annotated[float, Field(ge=0)] = 1e-3
+    """λ of every group that has none of its own."""
+    weights: dict[Literal["matrix", "vector", "vocabulary"], Annotated[float, Field(ge=0)]] = {}
+    """λ of single groups: matrices (adapters too), vectors (norms, biases), vocabulary (embeddings and head)."""
+
+    def weight_of(self, group: str) -> float:
+        """λ of an optimizer group."""
+        return next((weight for name, weight in self.weights.items() if name == group), self.weight)
 
 
 class ScheduleConfig(Strict):
@@ -149,6 +166,17 @@ class CheckpointConfig(Strict):
     """Optimizer steps between checkpoints."""
     keep: Positive = 2
     """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """With `eval`: save at each lowest held-out loss so far, and keep that checkpoint too."""
+
+
+class EvalConfig(Strict):
+    """Held-out evaluation while training."""
+
+    every: Positive = 500
+    """Optimizer steps between evaluations; the last step has one too."""
+    rows: Positive = 64
+    """Packed rows that each source, replayed ones too, holds out; they are never trained on."""
 
 
 class TrackConfig(Strict):
@@ -166,7 +194,7 @@ class StageConfig(Job):
     """One training stage."""
 
     kind: ClassVar[str] = "stage"
-    ignored: ClassVar[tuple[str, ...]] = ("zero", "checkpoint", "track", "model", "data", "replay")
+    ignored: ClassVar[tuple[str, ...]] = ("zero", "checkpoint", "track", "model", "data", "replay", "eval")
 
     stage: Literal["llm", "asr", "tts", "sqa"]
     """The recipe that the shards were made with."""
@@ -178,6 +206,8 @@ class StageConfig(Job):
     """Earlier stages' data; empty is the naive chain."""
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
+    anchor: AnchorConfig | None = None
+    """L2 to the previous stage; null is none."""
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is fp32 on a CPU, bf16 on a GPU."""
@@ -185,6 +215,8 @@ class StageConfig(Job):
     zero: str = "ds_configs/zero/zero3.json"
     """DeepSpeed JSON: ZeRO stage, offload, communication."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig | None = None
+    """Loss on held-out rows while training; null holds nothing out."""
     track: TrackConfig = TrackConfig()
 
     def inputs(self) -> dict[str, str]:
@@ -196,11 +228,12 @@ class StageConfig(Job):
         return found
 
     def identity(self) -> dict[str, Any]:
-        """All but paths, what happens to damaged data, checkpoint cadence, tracking, and where optimizer states are."""
+        """All but paths, damage, how often is saved and evaluated, tracking, and where optimizer states are kept."""
         own = super().identity()
         own["model"] = self.model.model_dump(mode="json", exclude={"base", "previous", "activation_checkpointing"})
         own["data"] = self.data.model_dump(mode="json", exclude={"shards", "damaged", "max_damaged"})
         own["replay"] = [source.model_dump(mode="json", exclude={"shards"}) for source in self.replay]
+        own["eval"] = {"rows": self.eval.rows} if self.eval is not None else None
         return own
 
     @model_validator(mode="after")

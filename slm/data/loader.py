@@ -236,6 +236,7 @@ class PackedLoader:
             "rows_per_step": self.rows_per_step,
             "weights": {spec.name: weight for spec, weight in zip(self.specs, self.mixture.weights, strict=True)},
             "fingerprints": {source.spec.name: source.shards.fingerprint for source in self._sources},
+            "held_out": {spec.name: spec.held_out.digest for spec in self.specs if spec.held_out is not None},
         }
 
     def _read_task(self, task: int) -> list[list[Row] | SlmError]:

@@ -6,10 +6,12 @@ One place for the engine, which trains on it, and for `slm data mix`, which tell
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slm.config.stage import StageConfig
+from slm.data.held_out import hold_out
 from slm.data.loader import PackedLoader, SourceSpec
 from slm.data.reader import ShardSet
 from slm.errors import ConfigError, DataError, SlmError
@@ -25,16 +27,28 @@ def stage_sources(config: StageConfig) -> list[SourceSpec]:
     return [SourceSpec(name, *part) for name, part in zip(names, parts, strict=True)]
 
 
+def with_held_out(specs: Sequence[SourceSpec], config: StageConfig) -> list[SourceSpec]:
+    """The sources, each with the samples that it holds out; as they are when the stage evaluates nothing.
+
+    Raises:
+        ConfigError: a set is too small for `eval.rows`.
+    """
+    if config.eval is None:
+        return list(specs)
+    rows, capacity, damaged = config.eval.rows, config.data.pack.length, config.data.damaged
+    return [replace(spec, held_out=hold_out(ShardSet(spec.folder, damaged=damaged), rows, capacity)) for spec in specs]
+
+
 def stage_loader(
     config: StageConfig, *, rank: int = 0, world_size: int = 1, workers: int = 1, plan_cache: Path | None = None
 ) -> PackedLoader:
-    """The loader of a stage over its sources.
+    """The loader of a stage over its sources, without what they hold out.
 
     Raises:
         ConfigError, DataError, MachineError: see `PackedLoader`.
     """
     return PackedLoader(
-        stage_sources(config),
+        with_held_out(stage_sources(config), config),
         pack_length=config.data.pack.length,
         rows_per_step=config.batch.rows,
         seed=config.seed,

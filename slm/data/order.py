@@ -2,7 +2,7 @@
 
 Groups are permuted and cut into windows; the samples of a window are shuffled and packed into rows;
 the window's rows are shuffled. An epoch holds every sample exactly once, but for those longer than a
-row, which are left out. A source that is shorter than the run starts over in a new order. Planning
+row and those held out for evaluation. A source that is shorter than the run starts over in a new order. Planning
 needs the lengths only, one window at a time.
 
 Lanes: row k of the source is in lane k mod L, and each lane has a contiguous part of the epoch's
@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from slm.data.held_out import HeldOut
 from slm.data.packing import count_rows, pack
 from slm.data.plan_cache import PlanCache
 from slm.data.seeded import GROUPS, ROWS, SAMPLES, permutation
@@ -120,6 +121,7 @@ class SourceOrder:
         capacity: tokens of a row.
         lanes: into how many parts an epoch is divided; row k is in lane k mod lanes.
         cache: where the sizes of windows are kept; None keeps them in memory.
+        held_out: samples that are in no row.
     """
 
     def __init__(
@@ -132,9 +134,10 @@ class SourceOrder:
         capacity: int,
         lanes: int = 1,
         cache: PlanCache | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.lengths, self.source, self.seed = lengths, source, seed
-        self.window, self.capacity, self.lanes = window, capacity, lanes
+        self.window, self.capacity, self.lanes, self.held_out = window, capacity, lanes, held_out
         self._sizes = PlanCache(None, "", -(-lengths.groups // window)) if cache is None else cache
         self._first_row = list(accumulate(self._sizes.rows(), initial=0))  # of each epoch
         self._epochs: OrderedDict[int, EpochPlan] = OrderedDict()
@@ -285,7 +288,10 @@ class SourceOrder:
         told = time.monotonic()
         for window in range(len(sizes)):
             groups = order[window * self.window : (window + 1) * self.window]
-            lengths = _fitting(np.concatenate([self.lengths.group_lengths(group) for group in groups]), self.capacity)
+            parts = [self.lengths.group_lengths(group) for group in groups]
+            lengths = np.concatenate(parts)
+            chosen = self._chosen(groups, parts, lengths)
+            lengths = lengths if chosen is None else lengths[chosen]
             sizes[window] = count_rows(lengths, self.capacity), len(lengths), lengths.sum(dtype=np.int64)
             if time.monotonic() - told > SILENCE_S:
                 told = time.monotonic()
@@ -299,6 +305,19 @@ class SourceOrder:
         lanes = list(accumulate(self._lane_counts(epoch, stop), initial=0))
         return EpochPlan(self._group_order(epoch), rows, samples, tokens, lanes)
 
+    def _chosen(self, groups: np.ndarray, parts: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray | None:
+        """Which of some groups' samples, numbered end to end, are in a row: those that fit and are not held out.
+        None: all of them."""
+        fits = lengths <= self.capacity if lengths.max() > self.capacity else None
+        if self.held_out is None:
+            return None if fits is None else np.flatnonzero(fits)
+        taken = np.ones(len(lengths), bool) if fits is None else fits
+        first = 0
+        for group, part in zip(groups, parts, strict=True):
+            taken[first + self.held_out.of_group(int(group))] = False
+            first += len(part)
+        return np.flatnonzero(taken)
+
     def _plan_window(self, epoch: int, window: int) -> WindowPlan:
         groups = self.epoch(epoch).order[window * self.window : (window + 1) * self.window]
         parts = [self.lengths.group_lengths(group) for group in groups]
@@ -307,10 +326,11 @@ class SourceOrder:
         first_sample = np.cumsum(counts) - counts
         stops = np.cumsum(lengths)
         stops -= np.repeat((stops - lengths)[first_sample], counts)
-        shuffled = permutation(len(lengths), SAMPLES, self.seed, self.source, epoch, window)
-        if lengths.max() > self.capacity:
-            fitting = np.flatnonzero(lengths <= self.capacity)
-            shuffled = fitting[permutation(len(fitting), SAMPLES, self.seed, self.source, epoch, window)]
+        chosen = self._chosen(groups, parts, lengths)
+        size = len(lengths) if chosen is None else len(chosen)
+        shuffled = permutation(size, SAMPLES, self.seed, self.source, epoch, window)
+        if chosen is not None:
+            shuffled = chosen[shuffled]
         packed = pack(lengths[shuffled], self.capacity)
         rows = permutation(packed.rows, ROWS, self.seed, self.source, epoch, window)
         sizes = np.diff(packed.starts)[rows]
@@ -329,10 +349,6 @@ class SourceOrder:
             stop=stops[documents],
             token_ends=tokens[row_starts],
         )
-
-
-def _fitting(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    return lengths[lengths <= capacity] if lengths.max() > capacity else lengths
 
 
 def _keep(cache: OrderedDict, most: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-GROUPS, SAMPLES, ROWS, BLOCKS = 1, 2, 3, 4
+GROUPS, SAMPLES, ROWS, BLOCKS, HELD_OUT = 1, 2, 3, 4, 5
 """What an order is of: keeps the streams of different uses apart."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from slm.artifact import digest
+from slm.data.held_out import HeldOut
 from slm.data.order import SourceOrder, WindowPlan
 from slm.data.plan_cache import PlanCache
 from slm.data.reader import DamageError, Group, ShardSet
@@ -40,12 +41,14 @@ class SourceSpec:
         folder: the shard set, a path or a URL.
         ratio: how much of it, per unit of the current stage's own source, which has 1.0.
         by: what is counted: packed `rows` (that is, tokens), or `samples`.
+        held_out: samples of the set that are never in a row.
     """
 
     name: str
     folder: str
     ratio: float = 1.0
     by: str = "rows"
+    held_out: HeldOut | None = None
 
 
 @dataclass(slots=True)
@@ -126,7 +129,11 @@ class Source:
         self.shards = ShardSet(spec.folder, damaged=settings.damaged)
         self.dropped = self._check_lengths()
         windows = -(-self.shards.groups // settings.window)
-        depends_on = [ORDER_VERSION, self.shards.fingerprint, number, settings.seed, settings.window, settings.capacity]
+        held_out = spec.held_out.digest if spec.held_out is not None else None
+        depends_on = [
+            *(ORDER_VERSION, self.shards.fingerprint, number),
+            *(settings.seed, settings.window, settings.capacity, held_out),
+        ]
         key = digest(depends_on)
         folder = settings.plan_cache
         self.plans = PlanCache(folder / f"{key[:32]}.rows" if folder else None, key, windows, settings.keeps_plans)
@@ -138,6 +145,7 @@ class Source:
             capacity=settings.capacity,
             lanes=settings.lanes,
             cache=self.plans,
+            held_out=spec.held_out,
         )
         self._passes = 0
         self._lost: set[int] = set()
@@ -148,7 +156,7 @@ class Source:
 
     def rows_per_sample(self) -> float:
         """Rows that a sample takes up on average, from the first pass."""
-        return self.order.rows_in(0) / (self.shards.samples - self.dropped)
+        return self.order.rows_in(0) / self.order.epoch(0).samples[-1]
 
     def rows(self, numbers: Sequence[int]) -> list[Row]:
         """The source's rows of these numbers.

@@ -1,8 +1,9 @@
 """Checkpoints that count only when they verify.
 
-All ranks write into a scratch folder; it is hashed, sealed by a manifest, renamed, and only then
-named in `latest`. Resume takes the newest checkpoint whose every file matches its manifest and says
-which it passed over. DeepSpeed's files are pickles: they are loaded only after that check.
+All ranks write into a scratch folder and read back what they wrote; it is hashed, sealed by a manifest,
+renamed, and only then named in `latest`. Resume takes the newest checkpoint whose every file matches its
+manifest and says which it passed over. DeepSpeed's files are pickles: they are loaded only after that
+check, and after another one of what they may call.
 """
 
 from __future__ import annotations
@@ -18,15 +19,31 @@ from typing import Any
 
 import torch
 
-from slm.artifact import canonical_json, digest, find_manifest, verify, write_atomic, write_json, write_manifest
-from slm.engine.distributed import Place, together
+from slm.artifact import (
+    MANIFEST,
+    Manifest,
+    canonical_json,
+    digest,
+    file_sha256,
+    find_manifest,
+    verify,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
+from slm.engine.distributed import Place, gather_dicts, together
+from slm.engine.pickles import require_known_pickles
+from slm.engine.read_back import require_same_parameters, require_written
+from slm.engine.reshard import load_resharded
 from slm.engine.state import TrainState
-from slm.errors import CheckpointError, MachineError, SlmError, from_os_error
+from slm.errors import CheckpointError, DataError, MachineError, SlmError, from_os_error
 
 log = logging.getLogger(__name__)
 
 KIND = "checkpoint"
+FORMAT = 1
 TAG = "deepspeed"
+LATEST, BEST = "latest", "best"
 
 
 class Checkpoints:
@@ -35,24 +52,32 @@ class Checkpoints:
     Args:
         folder: `<run>/checkpoints`.
         identity: what a checkpoint must have been made with to be continued.
-        keep: how many of the newest are kept.
+        keep: how many of the newest are kept, besides the best.
     """
 
     def __init__(self, folder: Path, place: Place, identity: dict[str, Any], keep: int) -> None:
         self.folder, self.place, self.identity, self.keep = folder, place, identity, keep
 
-    def save(self, engine: Any, state: TrainState, *, lora: bool) -> Path:
+    def save(self, engine: Any, state: TrainState, *, lora: bool, best: bool = False) -> Path:
         """Write, verify and publish a checkpoint; every rank must call it at the same step.
+
+        Args:
+            lora: frozen weights are left out; they come from the base.
+            best: it is kept until a better one is.
 
         Raises:
             MachineError: a rank could not write; nothing half-written is left and older checkpoints stand.
+            CheckpointError: what was written reads back differently.
         """
         final = self.folder / f"step_{state.step:06d}"
         scratch = self.folder / f".{final.name}.tmp"
         try:
             together(lambda: self._prepare(scratch))
             together(lambda: self._write(engine, state, scratch, lora))
-            together(lambda: self._publish(scratch, final, state))
+            entries: dict[str, dict[str, Any]] = {}
+            together(lambda: entries.update(self._hash_share(scratch)))
+            everything = gather_dicts(entries)
+            together(lambda: self._publish(scratch, final, state, everything, best))
         except SlmError:
             if self.place.is_main:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -74,20 +99,43 @@ class Checkpoints:
             torch.save(random_state, scratch / f"random_rank{self.place.rank}.pt")
         except RuntimeError as error:
             raise _explain(error, scratch) from error
+        require_written(engine, scratch, TAG)
+        if self.place.is_main:
+            facts = {"world_size": self.place.world_size, "zero_stage": engine.zero_optimization_stage()}
+            write_json(scratch / "state.json", {**state.to_json(), **facts})
 
-    def _publish(self, scratch: Path, final: Path, state: TrainState) -> None:
+    def _hash_share(self, scratch: Path) -> dict[str, dict[str, Any]]:
+        """Manifest entries of this rank's share of the files: hashing and flushing take as long as writing."""
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        entries = {}
+        for path in files[self.place.rank :: self.place.world_size]:
+            _sync(path)
+            name = str(path.relative_to(scratch))
+            entries[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        return entries
+
+    def _publish(self, scratch: Path, final: Path, state: TrainState, entries: dict[str, Any], best: bool) -> None:
         if not self.place.is_main:
             return
-        write_json(scratch / "state.json", {**state.to_json(), "world_size": self.place.world_size})
-        for path in scratch.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        write_manifest(scratch, KIND, config=self.identity, about={"step": state.step})
-        shutil.rmtree(final, ignore_errors=True)
+        write_manifest(
+            scratch,
+            KIND,
+            config=self.identity,
+            about={"step": state.step},
+            format=FORMAT,
+            files=dict(sorted(entries.items())),
+        )
+        aside = self.folder / f".{final.name}.replaced"
+        shutil.rmtree(aside, ignore_errors=True)
+        if final.exists():  # only one that did not verify can be in the way
+            os.replace(final, aside)
         os.replace(scratch, final)
         _sync(self.folder)
-        write_atomic(self.folder / "latest", final.name + "\n")
-        for old in self.found()[self.keep :]:
+        if best:
+            write_atomic(self.folder / BEST, final.name + "\n")
+        write_atomic(self.folder / LATEST, final.name + "\n")
+        kept = {path.name for path in self.found()[: self.keep]} | {self.named(BEST)}
+        for old in (aside, *(path for path in self.found() if path.name not in kept)):
             shutil.rmtree(old, ignore_errors=True)
 
     def found(self) -> list[Path]:
@@ -97,21 +145,35 @@ class Checkpoints:
             (path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]), reverse=True
         )
 
+    def named(self, pointer: str) -> str | None:
+        """What `latest` or `best` names, None without."""
+        file = self.folder / pointer
+        return file.read_text().strip() if file.is_file() else None
+
+    def newest_up_to(self, step: int) -> Path | None:
+        """The newest published checkpoint of at most so many steps."""
+        return next((path for path in self.found() if int(path.name.removeprefix("step_")) <= step), None)
+
     def newest_valid(self) -> Path | None:
         """The newest checkpoint that verifies and belongs to this configuration, None without any.
 
         Raises:
-            CheckpointError: there are checkpoints of this configuration, and none verifies.
+            CheckpointError: there are checkpoints of this configuration and none verifies, or one is of a
+                newer format than this program reads.
         """
         damaged = []
         for path in self.found():
             try:
-                manifest = find_manifest(path)
+                manifest = self._manifest(path)
                 if manifest is None:
-                    raise CheckpointError("has no manifest", where=str(path))
-                if canonical_json(manifest.config) != canonical_json(self.identity):
+                    raise CheckpointError(
+                        "has no manifest: not a checkpoint of this program, or damaged", where=str(path)
+                    )
+                if self._is_other(manifest):
                     continue
                 verify(path, manifest)
+            except NewerFormatError:
+                raise
             except SlmError as error:
                 log.warning("checkpoint passed over: %s", str(error).replace("\n", ";"))
                 damaged.append(path)
@@ -125,51 +187,115 @@ class Checkpoints:
             )
         return None
 
-    def set_aside_others(self) -> None:
-        """Move checkpoints of another configuration out of the way; they are never deleted for it. Rank 0 acts."""
+    def settle_others(self, *, finished: bool) -> None:
+        """Deal with checkpoints that another configuration made. Rank 0 acts.
+
+        Those of a finished stage, which is now made anew, are moved out of the way and never deleted. Those
+        of a run that was interrupted are work that would be lost.
+
+        Raises:
+            CheckpointError: the run was interrupted and its settings or inputs have changed; says how.
+        """
         for path in self.found() if self.place.is_main else []:
             try:
-                manifest = find_manifest(path)
-            except SlmError:
+                manifest = self._manifest(path)
+            except DataError:
                 continue  # `newest_valid` passes it over and says so
-            if manifest is not None and canonical_json(manifest.config) != canonical_json(self.identity):
-                aside = self.folder.with_name(f"{self.folder.name}-{digest(manifest.config)[:8]}")
-                aside.mkdir(parents=True, exist_ok=True)
-                os.replace(path, aside / path.name)
-                log.warning("%s was made with another configuration: moved to %s", path.name, aside)
+            if manifest is None or not self._is_other(manifest):
+                continue
+            changed = "; ".join(differences(manifest.config, self.identity))
+            if not finished:
+                raise CheckpointError(
+                    f"settings or inputs changed since the run was interrupted: {changed}",
+                    where=str(path),
+                    mend=f"restore them, or give another out; to begin anew, move {self.folder} away",
+                )
+            aside = self.folder.with_name(f"{self.folder.name}-{digest(manifest.config)[:8]}")
+            aside.mkdir(parents=True, exist_ok=True)
+            os.replace(path, aside / path.name)
+            log.warning("%s was made with other settings (%s): moved to %s", path.name, changed, aside)
+            for pointer in (LATEST, BEST):
+                if self.named(pointer) == path.name:
+                    (self.folder / pointer).unlink()
 
     def set_aside_damaged(self, chosen: Path) -> None:
-        """Rename what is newer than the checkpoint that was chosen: it would count as kept. Rank 0 acts."""
-        for path in self.found() if self.place.is_main else []:
+        """Rename what is newer than the checkpoint that was chosen, and let the pointers follow. Rank 0 acts."""
+        if not self.place.is_main:
+            return
+        for path in self.found():
             if path == chosen:
-                return
+                break
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
+            if self.named(BEST) == path.name:
+                (self.folder / BEST).unlink()
+        if self.named(LATEST) != chosen.name:
+            write_atomic(self.folder / LATEST, chosen.name + "\n")
 
-    def load(self, engine: Any, path: Path) -> TrainState:
-        """Restore weights, optimizer, random state and counters from a verified checkpoint.
+    def load(self, engine: Any, path: Path, seed: int) -> TrainState:
+        """Restore weights, optimizer, random state and counters from a verified checkpoint. Collective.
+
+        Another number of ranks goes through DeepSpeed's universal format; random numbers (dropout) are then
+        drawn from a new state that `seed`, step and rank decide.
 
         Raises:
-            CheckpointError: another number of ranks, or DeepSpeed found nothing to load.
+            CheckpointError: another ZeRO stage or other trained parameters, pickles that are not DeepSpeed's,
+                or DeepSpeed found nothing to load.
         """
         saved = json.loads((path / "state.json").read_text())
-        world_size = saved.pop("world_size")
-        if world_size != self.place.world_size:
+        world_size, zero_stage = saved.pop("world_size"), saved.pop("zero_stage")
+        stage = engine.zero_optimization_stage()
+        if zero_stage != stage:
             raise CheckpointError(
-                f"the checkpoint was saved by {world_size} ranks, this job has {self.place.world_size}",
+                f"the checkpoint was saved under ZeRO-{zero_stage}, this run uses ZeRO-{stage}",
                 where=str(path),
-                mend=f"start with {world_size} ranks",
+                mend="give the same ZeRO stage, or begin anew in another out",
             )
+        together(lambda: require_known_pickles(path, self.place.rank, self.place.world_size))
+        state = TrainState(**saved)
+        if world_size != self.place.world_size:
+            log.info("%s was saved by %d ranks, this job has %d: resharding", path, world_size, self.place.world_size)
+            load_resharded(engine, path, TAG, self.place)
+            torch.manual_seed(int(digest([seed, state.step, self.place.rank])[:15], 16))
+            return state
         # Frozen weights are not in the file (they come from the base), hence not strict.
-        loaded, _ = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=False)
+        loaded, also = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=False)
         if loaded is None:
             raise CheckpointError("deepspeed found no checkpoint in the folder", where=str(path))
+        require_same_parameters(engine, also, path)
         random_state = torch.load(path / f"random_rank{self.place.rank}.pt", weights_only=True)
         torch.set_rng_state(random_state["torch"])
         if "device" in random_state:
             torch.cuda.set_rng_state(random_state["device"], self.place.device)
-        return TrainState(**saved)
+        return state
+
+    def _is_other(self, manifest: Manifest) -> bool:
+        return canonical_json(manifest.config) != canonical_json(self.identity)
+
+    def _manifest(self, path: Path) -> Manifest | None:
+        manifest = find_manifest(path)
+        if manifest is not None and manifest.kind == KIND and manifest.format > FORMAT:
+            raise NewerFormatError(
+                f"the checkpoint has format {manifest.format}, this program reads up to {FORMAT}",
+                where=str(path / MANIFEST),
+                mend="continue with the newer program that wrote it, or begin anew in another out",
+            )
+        return manifest
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint that a newer program wrote: to pass it over would lose its steps."""
+
+
+def differences(then: Any, now: Any, at: str = "") -> list[str]:
+    """Where two JSON values differ: `stage.optim.lr: 0.01 then, 0.02 now`."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted({*then, *now})
+        parts = [differences(then.get(key), now.get(key), f"{at}.{key}" if at else key) for key in keys]
+        return [line for part in parts for line in part]
+    short = [str(value)[:12] if at.startswith("inputs.") and value else str(value) for value in (then, now)]
+    return [] if canonical_json(then) == canonical_json(now) else [f"{at}: {short[0]} then, {short[1]} now"]
 
 
 @contextmanager

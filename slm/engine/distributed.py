@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -108,6 +109,13 @@ def all_counts(counts: Counter[str]) -> Counter[str]:
     found: list[Counter[str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, counts)
     return sum((one for one in found if one is not None), Counter())
+
+
+def gather_dicts(own: dict[str, Any]) -> dict[str, Any]:
+    """All ranks' entries in one dictionary. Collective."""
+    found: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return {key: value for part in found for key, value in part.items()}
 
 
 def barrier() -> None:

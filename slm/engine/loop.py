@@ -7,23 +7,32 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from slm.callbacks.callback import Callback
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
+from slm.engine.anchor import Anchor
 from slm.engine.batch import MicroBatch, to_micro_batch
 from slm.engine.distributed import Place, all_counts, all_sum, raise_first
 from slm.engine.figures import Figures
+from slm.engine.finite import count_step, require_progress
+from slm.engine.held_out import HeldOutEvaluation
+from slm.engine.partitions import Partitions
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest
 from slm.engine.schedule import rate_factor
 from slm.engine.state import TrainState
-from slm.errors import DataError, DivergedError, SlmError
+from slm.errors import DataError, SlmError
 
 
 @dataclass
 class Run:
-    """What the loop works with; everything is built before it starts."""
+    """What the loop works with; everything is built before it starts.
+
+    `save` takes whether the held-out loss is the lowest so far; `last_good` finds the newest checkpoint of
+    at most so many steps.
+    """
 
     config: StageConfig
     place: Place
@@ -34,8 +43,11 @@ class Run:
     state: TrainState
     callbacks: Callback
     stop: StopRequest
-    save: Callable[[], None]
+    save: Callable[[bool], None]
+    last_good: Callable[[int], Path | None]
     figures: Figures
+    anchor: Anchor | None = None
+    held_out: HeldOutEvaluation | None = None
 
 
 def train_until_done(run: Run) -> int:
@@ -45,17 +57,19 @@ def train_until_done(run: Run) -> int:
         NONE when all steps are done, else what was asked (PREEMPT or INTERRUPT); the state is saved then.
 
     Raises:
-        DivergedError: the loss is no finite number.
+        DivergedError: several steps in a row had a loss or gradient that is no finite number.
         DataError: a step without a single label.
     """
     while run.state.step < run.steps:
         record, asked = take_step(run)
+        last = run.state.step == run.steps
+        best = _evaluate(run, record, last)
         if run.place.is_main:
             run.callbacks.on_step(record)
-        last = run.state.step == run.steps
+        require_progress(run.state, run.config.optim.stop_after_skipped, run.last_good, run.config.out)
         # The last step is saved too: an export that fails (a full disk) must not cost the steps before it.
-        if last or asked or run.state.step % run.config.checkpoint.every == 0:
-            run.save()
+        if last or asked or best or run.state.step % run.config.checkpoint.every == 0:
+            run.save(best)
         if asked and not last:
             return asked
     return NONE
@@ -72,9 +86,9 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
         The record of metrics.jsonl, and what the ranks agreed on (NONE, PREEMPT, INTERRUPT).
     """
     start = time.perf_counter()
-    batches, skipped, failure = _read(run)
+    batches, lost, failure = _read(run)
     waited = time.perf_counter() - start
-    counts, tokens, asked = _agree(run, batches, skipped, failure)
+    counts, tokens, asked = _agree(run, batches, lost, failure)
     labels = sum(counts.values())
     if labels == 0:
         raise DataError(
@@ -83,23 +97,36 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
     factor = rate_factor(run.state.step, run.steps, run.config.schedule)
     for group in run.engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    sums = _forward_backward(run, batches, labels)
+    sums, penalty = _forward_backward(run, batches, labels)
     loss = sum(sums.values()) / labels
     if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss} at step {run.state.step}",
-            where=run.config.out,
-            mend="lower optim.lr or raise schedule.warmup; the last checkpoint is good",
-        )
+        Partitions(run.engine).spoil_gradients()
+    elif run.anchor is not None:
+        run.anchor.add_gradients()
     run.engine.step()
     took = time.perf_counter() - start
     run.state.step += 1
+    count_step(run.state, run.engine.was_step_applied(), tell=run.place.is_main)
     run.state.tokens += tokens
     run.state.supervised_tokens += labels
     run.state.seconds += took
     run.state.loader = run.loader.state_dict()
     record = _record(run, loss, sums, counts, factor, tokens, took, waited)
+    if run.anchor is not None:
+        record["anchor_penalty"] = penalty
     return record | run.figures.of_step(batches, labels, start=start, waited=waited, took=took), asked
+
+
+def _evaluate(run: Run, record: dict[str, Any], last: bool) -> bool:
+    """Add the held-out losses to the step's record when they are due; whether they are the best so far."""
+    if run.held_out is None or run.config.eval is None or not (last or run.state.step % run.config.eval.every == 0):
+        return False
+    record |= run.held_out.evaluate(run.engine)
+    loss = record["eval_loss"]
+    if not math.isfinite(loss) or (run.state.best_loss is not None and loss >= run.state.best_loss):
+        return False
+    run.state.best_loss, run.state.best_step = loss, run.state.step
+    return run.config.checkpoint.keep_best
 
 
 def _read(run: Run) -> tuple[list[MicroBatch], Counter[str], SlmError | None]:
@@ -109,18 +136,18 @@ def _read(run: Run) -> tuple[list[MicroBatch], Counter[str], SlmError | None]:
         rows = run.loader.step(run.state.step)
     except SlmError as error:
         return [], Counter(), error
-    skipped = Counter(f"{row.source}: {group}" for row in rows for group in row.skipped)
+    lost = Counter(f"{row.source}: {group}" for row in rows for group in row.skipped)
     size = run.config.batch.micro_rows
     batches = [to_micro_batch(rows[i : i + size]).to(run.place.device) for i in range(0, len(rows), size)]
-    return batches, skipped, None
+    return batches, lost, None
 
 
 def _agree(
-    run: Run, batches: list[MicroBatch], skipped: Counter[str], failure: SlmError | None
+    run: Run, batches: list[MicroBatch], lost: Counter[str], failure: SlmError | None
 ) -> tuple[dict[str, int], int, int]:
     """Labels per source, tokens, and the stop request, summed over all ranks in one message.
 
-    Samples that were skipped on any rank go into the state of all.
+    Samples that were lost on any rank go into the state of all.
 
     Raises:
         SlmError: on every rank, what kept one of them from reading its rows.
@@ -131,19 +158,19 @@ def _agree(
             own[source] += labels
     asked = run.stop.check()
     flags = [asked == PREEMPT, asked == INTERRUPT, failure is not None]
-    message = [*own.values(), sum(batch.tokens for batch in batches), *flags, skipped.total()]
+    message = [*own.values(), sum(batch.tokens for batch in batches), *flags, lost.total()]
     sums = all_sum([float(value) for value in message], run.place.device)
     *counts, tokens, preempts, interrupts, failures, missing = sums
     if failures:
         raise_first(failure)
     if missing:
-        run.state.skipped = dict(Counter(run.state.skipped) + all_counts(skipped))
+        run.state.lost_samples = dict(Counter(run.state.lost_samples) + all_counts(lost))
     agreed = INTERRUPT if interrupts else PREEMPT if preempts else NONE
     return {name: int(count) for name, count in zip(run.sources, counts, strict=True)}, int(tokens), agreed
 
 
-def _forward_backward(run: Run, batches: list[MicroBatch], labels: int) -> dict[str, float]:
-    """Accumulate gradients of all but take no step; loss sums per source over all ranks."""
+def _forward_backward(run: Run, batches: list[MicroBatch], labels: int) -> tuple[dict[str, float], float]:
+    """Accumulate gradients of all but take no step; loss sums per source, and the anchor's penalty, over all ranks."""
     own = dict.fromkeys(run.sources, 0.0)
     for i, batch in enumerate(batches):
         if i:
@@ -153,7 +180,9 @@ def _forward_backward(run: Run, batches: list[MicroBatch], labels: int) -> dict[
         for source, value in zip(batch.sources, losses.tolist(), strict=True):
             own[source] += value
     run.figures.arrive()
-    return dict(zip(run.sources, all_sum(list(own.values()), run.place.device), strict=True))
+    own_penalty = run.anchor.penalty() if run.anchor is not None else 0.0
+    *sums, penalty = all_sum([*own.values(), own_penalty], run.place.device)
+    return dict(zip(run.sources, sums, strict=True)), penalty
 
 
 def _record(
@@ -180,10 +209,11 @@ def _record(
         **{f"loss/{name}": sums[name] / counts[name] for name in run.sources if counts[name]},
         "lr": run.config.optim.lr * factor,
         "grad_norm": float(norm) if norm is not None else None,
+        "skipped": run.state.skipped,
         "tokens_per_s": tokens / took,
         "data_wait_s": waited,
         "step_s": took,
         **{f"share/{name}": share["tokens"] / total for name, share in shares.items()},
-        **({"skipped_samples": sum(run.state.skipped.values())} if run.state.skipped else {}),
+        **({"lost_samples": sum(run.state.lost_samples.values())} if run.state.lost_samples else {}),
         "time": time.time(),
     }

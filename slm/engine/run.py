@@ -18,11 +18,13 @@ from slm.config.base import input_fingerprints
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
 from slm.data.mix import open_sources, planned_steps, stage_loader, stage_sources
+from slm.engine.anchor import Anchor
 from slm.engine.build import build_engine, use_bf16
 from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
 from slm.engine.export import export
 from slm.engine.figures import Figures
+from slm.engine.held_out import HeldOutEvaluation
 from slm.engine.loop import Run, train_until_done
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
@@ -78,6 +80,9 @@ def _check_vocabulary(config: StageConfig) -> None:
 
 def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, command: str) -> None:
     out = Path(config.out)
+    identity = {"stage": config.identity(), "inputs": inputs}
+    checkpoints = Checkpoints(out / "checkpoints", place, identity, config.checkpoint.keep)
+    together(lambda: checkpoints.settle_others(finished=find_manifest(out) is not None))
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     engine, ds_config = build_engine(config, place)
@@ -85,24 +90,28 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     sources = [spec.name for spec in loader.specs]
     weights = ", ".join(f"{name} {weight}" for name, weight in zip(sources, loader.mixture.weights, strict=True))
     log.info("rows in each block of %d: %s", loader.mixture.block * loader.lanes, weights)
+    held_out = HeldOutEvaluation.of_stage(config, loader.specs, place)
     steps = planned_steps(config, loader)
-    checkpoints = Checkpoints(
-        out / "checkpoints", place, {"stage": config.identity(), "inputs": inputs}, config.checkpoint.keep
-    )
-    state = _resume(checkpoints, engine, loader)
+    anchor = Anchor(engine, config.anchor) if config.anchor is not None else None  # before weights are resumed
+    state = _resume(checkpoints, engine, loader, config.seed)
     callbacks = build_callbacks(config) if place.is_main else Callback()
     lora = config.model.train == "lora"
 
-    def save() -> None:
+    def save(best: bool) -> None:
         begin = time.perf_counter()
         loader.save_plans()
-        path = checkpoints.save(engine, state, lora=lora)
+        path = checkpoints.save(engine, state, lora=lora, best=best)
         if place.is_main:
             write_status(out, "running", step=state.step, steps=steps)
             callbacks.on_save({"step": state.step, "path": str(path), "seconds": time.perf_counter() - begin})
 
+    last_good = checkpoints.newest_up_to
     figures = Figures(engine.module.lm, config, place, bf16=use_bf16(config, place))
-    run = Run(config, place, engine, loader, sources, steps, state, callbacks, stop, save, figures)
+    run = Run(
+        *(config, place, engine, loader, sources, steps, state, callbacks, stop, save, last_good, figures),
+        anchor=anchor,
+        held_out=held_out,
+    )
     if place.is_main:
         write_atomic(out / "deepspeed.yaml", yaml.safe_dump(ds_config, sort_keys=False))
         write_status(out, "running", step=state.step, steps=steps)
@@ -141,13 +150,12 @@ def build_callbacks(config: StageConfig) -> Callbacks:
     return Callbacks(found)
 
 
-def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader) -> TrainState:
-    together(checkpoints.set_aside_others)
+def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader, seed: int) -> TrainState:
     path = checkpoints.newest_valid()
     if path is None:
         return TrainState()
     together(lambda: checkpoints.set_aside_damaged(path))
-    state = checkpoints.load(engine, path)
+    state = checkpoints.load(engine, path, seed)
     loader.load_state_dict(state.loader)
     log.info("resumed from %s at step %d", path, state.step)
     return state
@@ -175,7 +183,7 @@ def _seal(run: Run, inputs: dict[str, str], entries: dict[str, dict[str, Any]], 
         "seconds": round(seconds, 2),
         "world_size": run.place.world_size,
         "shares": shares,
-        "skipped": run.state.skipped,
+        "lost_samples": run.state.lost_samples,
         "resolved": run.config.model_dump(mode="json"),
     }
     write_manifest(out, run.config.kind, config=run.config.identity(), inputs=inputs, about=about, files=entries)

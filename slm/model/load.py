@@ -74,11 +74,28 @@ def resolve(ref: str | Path) -> Reference:
     for place in (folder / "model", folder):
         if (place / MODEL_CONFIG).is_file():
             return Reference(folder, place, None)
+    refuse_pickles(folder)
     raise CheckpointError(
         "no model here: neither adapter/, model/ nor config.json",
         where=str(folder),
         mend="give a finished step, an adapter, or a Hugging Face folder",
     )
+
+
+def refuse_pickles(folder: str | Path) -> None:
+    """Say why a folder whose only weights are pickles is not loaded.
+
+    Raises:
+        CheckpointError: names one of them.
+    """
+    folder = Path(folder)
+    found = sorted(path.name for kind in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{kind}"))
+    if found and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"the weights are pickles ({found[0]}): loading one can run any code, so none is loaded",
+            where=str(folder),
+            mend="convert them to safetensors where they come from",
+        )
 
 
 def _find_base(named: str, adapter: Path) -> Path:
@@ -98,6 +115,7 @@ def load_base(folder: str | Path, *, dtype: torch.dtype = torch.float32, attenti
         CheckpointError: damaged or missing weights, or weights of another shape.
     """
     transformers_logging.disable_progress_bar()
+    refuse_pickles(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
         # With a pad id, transformers 5.23 indexes the empty, partitioned embedding and fails.

@@ -45,7 +45,7 @@ def test_yaml_bases_overlays_and_overrides_merge_in_that_order(tmp_path):
 
 def test_all_errors_come_at_once_with_file_and_line(tmp_path):
     path = write(tmp_path, GOOD.replace("  lr: 2e-6", "  learning_rate: 2e-6\n  clip: 'no'") + "seed: yes\n")
-    known = "(known: lr, vocabulary_lr, betas, eps, weight_decay, clip)"
+    known = "(known: lr, vocabulary_lr, betas, eps, weight_decay, clip, stop_after_skipped)"
     assert sorted(problems(path, "optim.lt=3", "batch.rows=0")) == sorted(
         [
             f"{path}:8: optim.learning_rate: unknown key; did you mean 'lr'? {known}",

@@ -8,6 +8,7 @@ import pytest
 
 from slm.config.loader import load_config
 from slm.config.stage import StageConfig
+from slm.errors import ConfigError
 
 STAGES = Path(__file__).resolve().parents[2] / "ds_configs" / "stages"
 TINY = STAGES.parent / "tiny"
@@ -36,3 +37,18 @@ def test_overlays_are_short_and_apply():
         assert len(lines) <= 6
     config = load_config(StageConfig, STAGES / "sqa.yaml", overlays=[STAGES / "mitigations" / "replay.yaml"])
     assert [source.ratio for source in config.replay] == [0.05, 0.05, 0.05]
+    config = load_config(StageConfig, STAGES / "tts.yaml", overlays=[STAGES / "mitigations" / "l2.yaml"])
+    assert config.anchor is not None and (config.anchor.mode, config.anchor.weight) == ("coupled", 1e-3)
+
+
+def test_what_an_anchor_and_an_evaluation_change():
+    def identity(*overrides):
+        return load_config(StageConfig, STAGES / "tts.yaml", overrides=list(overrides)).identity()
+
+    assert identity("eval.every=5", "eval.rows=8") == identity("eval.every=7", "eval.rows=8")
+    assert identity("eval.rows=8") != identity("eval.rows=9") != identity()
+    assert identity("anchor.weight=0.1") != identity("anchor.weight=0.2") != identity()
+    own = load_config(StageConfig, STAGES / "tts.yaml", overrides=["anchor.weights.vocabulary=0.5"]).anchor
+    assert (own.weight_of("vocabulary"), own.weight_of("matrix")) == (0.5, 1e-3)
+    with pytest.raises(ConfigError, match="lora"):
+        identity("anchor.weights.lora=1")

@@ -93,7 +93,7 @@ def settings_of(out: Path, base: Path, shards: dict[str, str], **settings) -> di
             "base": str(settings.pop("base", base)),
             "previous": settings.pop("previous", None),
             "train": settings.pop("mode", "lora"),
-            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
+            "lora": {"rank": 4, "alpha": 8, "dropout": settings.pop("dropout", 0.0), "targets": ["q_proj", "v_proj"]},
             "activation_checkpointing": settings.pop("activation_checkpointing", "none"),
             **settings.pop("model", {}),
         },
@@ -104,9 +104,9 @@ def settings_of(out: Path, base: Path, shards: dict[str, str], **settings) -> di
         },
         "replay": settings.pop("replay", []),
         "batch": {"rows": 4, "micro_rows": settings.pop("micro_rows", 1)},
-        "optim": {"lr": settings.pop("lr", 5e-3)},
+        "optim": {"lr": settings.pop("lr", 5e-3), **settings.pop("optim", {})},
         "duration": {"steps": settings.pop("steps", 6)},
-        "checkpoint": {"every": settings.pop("every", 2), "keep": 2},
+        "checkpoint": {"every": settings.pop("every", 2), "keep": 2, **settings.pop("checkpoint", {})},
         "zero": str(ROOT / "ds_configs" / "zero" / settings.pop("zero", "cpu.json")),
         **settings,
     }
@@ -125,10 +125,11 @@ def train(tmp_path_factory, pico_base, shards, zygote):
     """Run `launcher/train.py`: `train(out, ranks=2, launcher="warm", **settings)`.
 
     `launcher` is `warm` (forked ranks, in a second), or `python`, `torchrun`, `deepspeed`: the real ones.
+    `fault` is one of `faults.py`, for warm ranks.
     """
     extensions = tmp_path_factory.mktemp("extensions")
 
-    def run(out, *, ranks=2, launcher="warm", file_limit=None, wait=True, **settings):
+    def run(out, *, ranks=2, launcher="warm", file_limit=None, wait=True, fault=None, **settings):
         out = Path(out)
         file = out.parent / f"{out.name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,7 @@ def train(tmp_path_factory, pico_base, shards, zygote):
             "OMP_NUM_THREADS": "1",
             "CXX": "false",
             "CC": "false",
+            **({"TEST_FAULT": json.dumps(fault)} if fault else {}),
         }
         if launcher == "warm":
             process = zygote.start(

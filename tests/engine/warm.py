@@ -82,6 +82,7 @@ def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     import deepspeed  # noqa: F401
+    import faults  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
     import slm.engine.run  # noqa: F401
@@ -143,6 +144,8 @@ def _become_rank(job: dict, rank: int) -> None:
     if job["limit"] is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    if "TEST_FAULT" in job["env"]:
+        sys.modules["faults"].install(json.loads(job["env"]["TEST_FAULT"]), rank)
     sys.argv = list(job["argv"])
     sys.path[0] = str(Path(sys.argv[0]).parent)
     code = 0
