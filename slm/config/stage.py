@@ -10,6 +10,7 @@ from slm.config.base import Job, Strict
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+LossWeight = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -47,6 +48,8 @@ class ModelConfig(Strict):
     lora: LoraConfig = LoraConfig()
     activation_checkpointing: Literal["none", "all"] | Every = "none"
     """Recompute activations in the backward pass instead of keeping them."""
+    head_chunk: Positive | None = None
+    """Positions whose logits are held at a time; null is 128 on a CPU, 2048 on a GPU."""
 
 
 class PackConfig(Strict):
@@ -64,6 +67,8 @@ class DataConfig(Strict):
     shards: str
     """Folder of the shard set."""
     pack: PackConfig = PackConfig()
+    loss_weight: LossWeight = 1.0
+    """Factor of this source's tokens in the loss, which is the weighted mean over all labels of a step."""
 
 
 class ReplayConfig(Strict):
@@ -73,6 +78,8 @@ class ReplayConfig(Strict):
     """Folder of that stage's shard set."""
     ratio: Share = 0.05
     """Packed rows (that is, tokens) of this source per row of the current stage."""
+    loss_weight: LossWeight = 1.0
+    """Factor of this source's tokens in the loss."""
 
 
 class BatchConfig(Strict):
@@ -183,9 +190,11 @@ class StageConfig(Job):
     def identity(self) -> dict[str, Any]:
         """All but paths, checkpoint cadence, tracking, and where optimizer states are kept."""
         own = super().identity()
-        own["model"] = self.model.model_dump(mode="json", exclude={"base", "previous", "activation_checkpointing"})
+        own["model"] = self.model.model_dump(
+            mode="json", exclude={"base", "previous", "activation_checkpointing", "head_chunk"}
+        )
         own["data"] = self.data.model_dump(mode="json", exclude={"shards"})
-        own["replay"] = [source.ratio for source in self.replay]
+        own["replay"] = [source.model_dump(mode="json", exclude={"shards"}) for source in self.replay]
         return own
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
     keep = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"].get("stage") == 3 else None
     lm = _language_model(config, torch.bfloat16 if bf16 else torch.float32, place)
     del keep
-    model = SupervisedLM(lm)
+    model = SupervisedLM(lm, config.model.head_chunk)
     optimizer = torch.optim.AdamW(
         parameter_groups(lm, config), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps
     )

@@ -23,6 +23,7 @@ from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
 from slm.engine.export import export
 from slm.engine.loop import Run, train_until_done
+from slm.engine.packing_check import require_separate_documents
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
 from slm.errors import ConfigError, InterruptedRunError, PreemptedError, SlmError, from_os_error
@@ -81,6 +82,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     engine, ds_config = build_engine(config, place)
+    require_separate_documents(engine, place)
     loader, sources = build_loader(config, place)
     steps = planned_steps(config, loader)
     checkpoints = Checkpoints(
