@@ -43,8 +43,10 @@ class ModelConfig(Strict):
     """Step whose adapter this stage continues; null starts a new adapter."""
     train: Literal["lora", "full"] = "lora"
     """LoRA adapters, or every weight."""
-    vocabulary: Literal["full", "frozen"] = "full"
-    """With LoRA: train embeddings and head as whole matrices, or leave them as they are."""
+    vocabulary: Literal["full", "new_rows", "frozen"] = "full"
+    """With LoRA: train embeddings and head as whole matrices, only the units' rows, or leave them as they are."""
+    vocabulary_parallel: Literal["auto"] | bool = False
+    """Split embeddings and head by rows over the ranks instead of by ZeRO; auto is wherever they train whole."""
     lora: LoraConfig = LoraConfig()
     activation_checkpointing: Literal["none", "all"] | Every = "none"
     """Recompute activations in the backward pass instead of keeping them."""
@@ -191,7 +193,7 @@ class StageConfig(Job):
         """All but paths, checkpoint cadence, tracking, and where optimizer states are kept."""
         own = super().identity()
         own["model"] = self.model.model_dump(
-            mode="json", exclude={"base", "previous", "activation_checkpointing", "head_chunk"}
+            mode="json", exclude={"base", "previous", "activation_checkpointing", "head_chunk", "vocabulary_parallel"}
         )
         own["data"] = self.data.model_dump(mode="json", exclude={"shards"})
         own["replay"] = [source.model_dump(mode="json", exclude={"shards"}) for source in self.replay]
@@ -203,6 +205,9 @@ class StageConfig(Job):
             raise ValueError(
                 "model.previous continues an adapter; with model.train: full give that step's model as model.base"
             )
+        whole = self.model.train == "full" or self.model.vocabulary == "full"
+        if self.model.vocabulary_parallel is True and not whole:
+            raise ValueError("model.vocabulary_parallel splits matrices that train whole: set model.vocabulary to full")
         if self.batch.rows % self.batch.micro_rows:
             raise ValueError(
                 f"batch.rows ({self.batch.rows}) must be a multiple of batch.micro_rows ({self.batch.micro_rows})"

@@ -21,6 +21,8 @@ import torch
 from slm.artifact import canonical_json, digest, find_manifest, verify, write_atomic, write_json, write_manifest
 from slm.engine.distributed import Place, together
 from slm.engine.state import TrainState
+from slm.engine.table_files import load_tables, save_tables
+from slm.engine.tables import tables_of
 from slm.errors import CheckpointError, MachineError, SlmError, from_os_error
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,9 @@ class Checkpoints:
     def _write(self, engine: Any, state: TrainState, scratch: Path, lora: bool) -> None:
         with _guarded_writes(engine):
             engine.save_checkpoint(str(scratch), tag=TAG, save_latest=False, exclude_frozen_parameters=lora)
+        tables = tables_of(engine)
+        if tables is not None:
+            save_tables(tables, scratch)
         random_state = {"torch": torch.get_rng_state()}
         if self.place.device.type == "cuda":
             random_state["device"] = torch.cuda.get_rng_state(self.place.device)
@@ -161,6 +166,7 @@ class Checkpoints:
                 where=str(path),
                 mend=f"start with {world_size} ranks",
             )
+        load_tables(tables_of(engine), path)
         # Frozen weights are not in the file (they come from the base), hence not strict.
         loaded, _ = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=False)
         if loaded is None:

@@ -139,7 +139,7 @@ def _wide(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, gradients: bool, chunk: int, labels_N: Tensor, weights_N: Tensor, hidden_ND: Tensor, *blocks: Tensor
     ) -> tuple[Tensor, Tensor]:
         count = labels_N.shape[0]
@@ -158,7 +158,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("the gradients were computed in the forward pass and have been handed out already")
@@ -182,4 +182,4 @@ def linear_cross_entropy(
         without weights, (N,), in nats, that can't.
     """
     gradients = torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(gradients, chunk, labels_N, weights_N, hidden_ND, *blocks)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(gradients, chunk, labels_N, weights_N, hidden_ND, *blocks)

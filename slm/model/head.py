@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,7 +13,11 @@ from slm.model.lora import causal_lm
 CHUNK = {"cpu": 128, "cuda": 2048}
 
 
-class Head(nn.Module):
+class LossHead(nn.Module):
+    """A head that gives the loss of supervised positions: called with (hidden, labels, weights, chunk=…)."""
+
+
+class Head(LossHead):
     """The head's own parameter behind a forward that gives logits, or with labels the loss.
 
     Called as a module, so that ZeRO-3 gathers the weight before and frees it after. The gradient of a
@@ -39,7 +44,7 @@ class Head(nn.Module):
             chunk: positions whose logits are held at a time.
         """
         if labels_N is None or weights_N is None:
-            return F.linear(hidden, self.blocks[0])
+            return torch.cat([F.linear(hidden, block) for block in self.blocks], dim=-1)
         return linear_cross_entropy(hidden, self.blocks, labels_N, weights_N, chunk=chunk)
 
 
@@ -50,7 +55,7 @@ def use_loss_head(lm: nn.Module) -> None:
         CheckpointError: the head is no plain matrix (it has a bias, or an adapter).
     """
     inner = causal_lm(lm)
-    if isinstance(inner.lm_head, Head):
+    if isinstance(inner.lm_head, LossHead):
         return
     if type(inner.lm_head) is not nn.Linear or inner.lm_head.bias is not None:
         raise CheckpointError(
