@@ -10,6 +10,7 @@ from slm.config.base import Job, Strict
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+LossWeight = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,13 +43,17 @@ class ModelConfig(Strict):
     """Step whose adapter this stage continues; null starts a new adapter."""
     train: Literal["lora", "full"] = "lora"
     """LoRA adapters, or every weight."""
-    vocabulary: Literal["full", "frozen"] = "full"
-    """With LoRA: train embeddings and head as whole matrices, or leave them as they are."""
+    vocabulary: Literal["full", "new_rows", "frozen"] = "full"
+    """With LoRA: train embeddings and head as whole matrices, only the units' rows, or leave them as they are."""
+    vocabulary_parallel: Literal["auto"] | bool = False
+    """Split embeddings and head by rows over the ranks instead of by ZeRO; auto is wherever they train whole."""
     lora: LoraConfig = LoraConfig()
     also_train: list[str] = []
     """With LoRA: regular expressions over full names of modules that train whole and get no adapter."""
     activation_checkpointing: Literal["none", "all"] | Every = "none"
     """Recompute activations in the backward pass instead of keeping them."""
+    head_chunk: Positive | None = None
+    """Positions whose logits are held at a time; null is 128 on a CPU, 2048 on a GPU."""
 
 
 class PackConfig(Strict):
@@ -75,6 +80,8 @@ class DataConfig(Strict):
     """Damaged groups of any source: stop, or leave their samples out and count them in the run's record."""
     max_damaged: Share = 0.01
     """With damaged: skip, the share of a source's groups that may be lost; one always may."""
+    loss_weight: LossWeight = 1.0
+    """Factor of this source's tokens in the loss, which is the weighted mean over all labels of a step."""
 
 
 class ReplayConfig(Strict):
@@ -86,6 +93,8 @@ class ReplayConfig(Strict):
     """How much of this source, per unit of the current stage's own data."""
     by: Literal["rows", "samples"] = "rows"
     """What is counted: packed rows (that is, tokens), or samples; a source that is too small starts over."""
+    loss_weight: LossWeight = 1.0
+    """Factor of this source's tokens in the loss."""
 
 
 class BatchConfig(Strict):
@@ -230,7 +239,9 @@ class StageConfig(Job):
     def identity(self) -> dict[str, Any]:
         """All but paths, damage, how often is saved and evaluated, tracking, and where optimizer states are kept."""
         own = super().identity()
-        own["model"] = self.model.model_dump(mode="json", exclude={"base", "previous", "activation_checkpointing"})
+        own["model"] = self.model.model_dump(
+            mode="json", exclude={"base", "previous", "activation_checkpointing", "head_chunk", "vocabulary_parallel"}
+        )
         own["data"] = self.data.model_dump(mode="json", exclude={"shards", "damaged", "max_damaged"})
         own["replay"] = [source.model_dump(mode="json", exclude={"shards"}) for source in self.replay]
         own["eval"] = {"rows": self.eval.rows} if self.eval is not None else None
@@ -244,6 +255,9 @@ class StageConfig(Job):
             )
         if self.model.train == "full" and self.model.also_train:
             raise ValueError("model.also_train is for LoRA; with model.train: full everything trains")
+        whole = self.model.train == "full" or self.model.vocabulary == "full"
+        if self.model.vocabulary_parallel is True and not whole:
+            raise ValueError("model.vocabulary_parallel splits matrices that train whole: set model.vocabulary to full")
         if self.batch.rows % self.batch.micro_rows:
             raise ValueError(
                 f"batch.rows ({self.batch.rows}) must be a multiple of batch.micro_rows ({self.batch.micro_rows})"

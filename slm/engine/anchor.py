@@ -6,12 +6,15 @@ artifact, or the fresh start of a first stage. It is rebuilt so at every start a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm.config.stage import AnchorConfig
 from slm.engine.partitions import Partitions
+from slm.engine.tables import Table, tables_of
 from slm.errors import ConfigError
 from slm.losses.anchor import add_penalty_gradient, compact, pull, squared_distance
 
@@ -40,7 +43,11 @@ class Anchor:
             for piece in self._partitions.pieces
             if config.weight_of(piece.group) > 0
         }
+        tables = tables_of(engine)
+        self._tables = _table_starts(tables.tables, config.weight_of("vocabulary")) if tables is not None else []
         if not self._coupled:
+            if self._tables:
+                tables.adam.register_step_post_hook(self._pull_tables)
             inner = [self._partitions.zero.optimizer, getattr(self._partitions.zero, "backup_optimizer", None)]
             for optimizer in inner:
                 if optimizer is not None:
@@ -51,6 +58,8 @@ class Anchor:
         total = torch.zeros((), dtype=torch.float64)
         for piece, (start, weight) in self._starts.items():
             total = total + weight * squared_distance(self._partitions.value(piece), start)
+        for table, start, weight in self._tables:
+            total = total + weight * squared_distance(_flat(table.master), start)
         return float(total)
 
     def add_gradients(self) -> None:
@@ -65,6 +74,10 @@ class Anchor:
                 start, weight = self._starts[piece]
                 add_penalty_gradient(gradient, self._partitions.value(piece), start, weight)
                 self._partitions.gradient_changed(piece, gradient)
+        for table, start, weight in self._tables:
+            if table.grad is None:
+                table.grad = torch.zeros_like(table.master, requires_grad=False)
+            add_penalty_gradient(_flat(table.grad), _flat(table.master), start, weight)
 
     @torch.no_grad()
     def _pull(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -80,3 +93,17 @@ class Anchor:
         for piece, (start, weight) in self._starts.items():
             if piece.flat in rates:
                 pull(self._partitions.value(piece), start, rates[piece.flat], weight)
+
+    @torch.no_grad()
+    def _pull_tables(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """The same for the vocabulary tables that are split over the ranks, which ZeRO does not hold."""
+        for table, start, weight in self._tables:
+            pull(_flat(table.master), start, optimizer.param_groups[0]["lr"], weight)
+
+
+def _table_starts(tables: Sequence[Table], weight: float) -> list[tuple[Table, Tensor, float]]:
+    return [(table, compact(_flat(table.master)), weight) for table in tables if weight > 0]
+
+
+def _flat(matrix: Tensor) -> Tensor:
+    return matrix.detach().view(-1)

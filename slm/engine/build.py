@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from slm.config.stage import Every, StageConfig
 from slm.engine.deepspeed_config import joined
 from slm.engine.distributed import Place
 from slm.engine.operators import prepare_operators
-from slm.errors import CheckpointError
+from slm.engine.table_optimizer import TableOptimizer, join_optimizer
+from slm.engine.tables import split_over_ranks
+from slm.errors import CheckpointError, ConfigError
 from slm.model import attention
 from slm.model.load import load_base, require_same_base, resolve
 from slm.model.lora import attach, causal_lm, load_trainable, trainable, whole_modules
+from slm.model.new_rows import split_vocabulary
 from slm.model.supervised import SupervisedLM
+from slm.tokens.vocabulary import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +61,14 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
     keep = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"].get("stage") == 3 else None
     lm = _language_model(config, torch.bfloat16 if bf16 else torch.float32, place)
     del keep
-    model = SupervisedLM(lm)
+    tables = split_over_ranks(lm, place, gathered) if split_vocabulary_rows(config, ds_config) else []
+    model = SupervisedLM(lm, config.model.head_chunk)
     optimizer = torch.optim.AdamW(
         parameter_groups(lm, config), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    if tables:
+        join_optimizer(engine, TableOptimizer(tables, config.optim))
     return engine, ds_config
 
 
@@ -74,13 +82,15 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
     lm.config.use_cache = False
     if config.model.train == "lora":
         whole = whole_modules(lm, config.model.also_train)
-        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary == "full", whole=whole)
+        lm = attach(lm, config.model.lora, vocabulary=config.model.vocabulary != "frozen", whole=whole)
         if config.model.previous is not None:
             previous = resolve(config.model.previous)
             if previous.adapter is None:
                 raise CheckpointError("the previous step has no adapter to continue", where=config.model.previous)
             require_same_base(previous, reference)
             load_trainable(lm, previous.adapter, config.model.lora, gathered)
+        if config.model.vocabulary == "new_rows":
+            split_vocabulary(lm, _first_new_row(reference.base), gathered)
     else:
         lm.requires_grad_(True)
     _checkpoint_activations(lm, config)
@@ -88,6 +98,37 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in trainable(lm))
     log.info("%s: %s trainable parameters", config.stage, f"{count:,}")
     return lm
+
+
+def _first_new_row(base: Path) -> int:
+    """Id of the first unit.
+
+    Raises:
+        CheckpointError: the base has no units.
+    """
+    _, vocabulary = load_tokenizer(base)
+    if vocabulary.first_unit is None:
+        raise CheckpointError(
+            "model.vocabulary: new_rows needs a base with unit rows, and this one has none", where=str(base)
+        )
+    return vocabulary.first_unit
+
+
+def split_vocabulary_rows(config: StageConfig, ds_config: dict[str, Any]) -> bool:
+    """Whether embeddings and head are split by rows over the ranks.
+
+    Raises:
+        ConfigError: that was asked for, and so was the offload of optimizer states.
+    """
+    wanted = config.model.vocabulary_parallel
+    offloaded = "offload_optimizer" in ds_config["zero_optimization"]
+    if wanted is True and offloaded:
+        raise ConfigError(
+            f"model.vocabulary_parallel and offload_optimizer of {config.zero}: tables are not offloaded",
+            mend="leave one of the two out",
+        )
+    whole = config.model.train == "full" or config.model.vocabulary == "full"
+    return wanted is True or (wanted == "auto" and whole and not offloaded)
 
 
 def _checkpoint_activations(lm: nn.Module, config: StageConfig) -> None:

@@ -36,6 +36,8 @@ from slm.engine.pickles import require_known_pickles
 from slm.engine.read_back import require_same_parameters, require_written
 from slm.engine.reshard import load_resharded
 from slm.engine.state import TrainState
+from slm.engine.table_files import load_tables, save_tables
+from slm.engine.tables import tables_of
 from slm.errors import CheckpointError, DataError, MachineError, SlmError, from_os_error
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,9 @@ class Checkpoints:
     def _write(self, engine: Any, state: TrainState, scratch: Path, lora: bool) -> None:
         with _guarded_writes(engine):
             engine.save_checkpoint(str(scratch), tag=TAG, save_latest=False, exclude_frozen_parameters=lora)
+        tables = tables_of(engine)
+        if tables is not None:
+            save_tables(tables, scratch)
         random_state = {"torch": torch.get_rng_state()}
         if self.place.device.type == "cuda":
             random_state["device"] = torch.cuda.get_rng_state(self.place.device)
@@ -253,6 +258,7 @@ class Checkpoints:
                 mend="give the same ZeRO stage, or begin anew in another out",
             )
         together(lambda: require_known_pickles(path, self.place.rank, self.place.world_size))
+        load_tables(tables_of(engine), path)
         state = TrainState(**saved)
         if world_size != self.place.world_size:
             log.info("%s was saved by %d ranks, this job has %d: resharding", path, world_size, self.place.world_size)

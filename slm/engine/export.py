@@ -14,10 +14,13 @@ from torch import Tensor
 
 from slm.artifact import hash_files
 from slm.config.stage import StageConfig
+from slm.engine.build import gathered
 from slm.engine.distributed import Place, together
+from slm.engine.tables import tables_of
 from slm.errors import CheckpointError
 from slm.model.load import load_base, resolve
 from slm.model.lora import causal_lm, check_tensors, read_adapter, saved_name, trainable, write_adapter, writing_weights
+from slm.model.new_rows import whole_matrices
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 
@@ -35,7 +38,10 @@ def gather_trained(engine: Any, place: Place) -> dict[str, Tensor]:
             raise CheckpointError(f"{name} has no fp32 copy in the optimizer", where="export")
         if place.is_main:
             values[name] = value.detach().cpu().clone()
-    return values
+    tables = tables_of(engine)
+    if tables is not None:
+        values |= {name: value for name, value in tables.gathered().items() if place.is_main}
+    return whole_matrices(engine.module.lm, values, gathered, keep=place.is_main)
 
 
 def export(engine: Any, config: StageConfig, place: Place) -> dict[str, dict[str, Any]]:
@@ -68,7 +74,8 @@ def _write(engine: Any, config: StageConfig, values: dict[str, Tensor]) -> dict[
     try:
         scratch.mkdir(parents=True)
         if name == "adapter":
-            write_adapter(scratch, engine.module.lm, values, str(resolve(config.model.base).base))
+            base = str(resolve(config.model.base).base)
+            write_adapter(scratch, engine.module.lm, values, base, beside=_table_names(engine))
         else:
             _write_model(scratch, engine, config, values)
         shutil.rmtree(final, ignore_errors=True)
@@ -127,12 +134,17 @@ def _start_values(config: StageConfig, shapes: dict[str, torch.Size]) -> Callabl
     return value_of
 
 
+def _table_names(engine: Any) -> set[str]:
+    tables = tables_of(engine)
+    return {saved_name(table.name) for table in tables.tables} if tables is not None else set()
+
+
 def _write_model(folder: Path, engine: Any, config: StageConfig, values: dict[str, Tensor]) -> None:
     """All weights trained: a Hugging Face folder with the base's tokenizer."""
     check_tensors(values, str(folder))
     base = resolve(config.model.base).base
     lm = load_base(base)
-    expected = {name for name, _ in causal_lm(engine.module.lm).named_parameters()}
+    expected = {name for name, _ in causal_lm(engine.module.lm).named_parameters()} | _table_names(engine)
     if set(values) != expected:
         raise CheckpointError(
             f"weights to save differ from the model's: {sorted(set(values) ^ expected)[:3]}", where=str(folder)

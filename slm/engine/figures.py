@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from slm.config.stage import Every, StageConfig
 from slm.engine.batch import MicroBatch
 from slm.engine.distributed import Place, barrier
+from slm.engine.tables import Table
 from slm.model.lora import causal_lm
 from slm.plan.devices import find_device
 from slm.plan.flops import cost_of, pairs_in
@@ -27,10 +29,12 @@ class Figures:
     a card that is in no table and for which `track.peak_tflops` is not set.
     """
 
-    def __init__(self, lm: nn.Module, config: StageConfig, place: Place, *, bf16: bool) -> None:
+    def __init__(
+        self, lm: nn.Module, config: StageConfig, place: Place, *, bf16: bool, tables: Sequence[Table] = ()
+    ) -> None:
         inner = causal_lm(lm)
         shape = ModelShape.from_config(inner.config.to_dict())
-        self.cost = cost_of(weights_of(lm), shape, recomputed_share(config, shape.layers))
+        self.cost = cost_of(weights_of(lm, tables), shape, recomputed_share(config, shape.layers))
         self.place = place
         self.peak = config.track.peak_tflops * 1e12 if config.track.peak_tflops else peak_flops(place, bf16=bf16)
         self.arrived = 0.0
@@ -77,9 +81,12 @@ class Figures:
         return record
 
 
-def weights_of(lm: nn.Module) -> list[Weight]:
-    """The parameters of a model, partitioned or not, under the base's names."""
-    found = []
+def weights_of(lm: nn.Module, tables: Sequence[Table] = ()) -> list[Weight]:
+    """The parameters of a model, partitioned or not, under the base's names; split vocabulary tables whole."""
+    found = [
+        Weight(table.name.removeprefix("base_model.model."), (table.bounds[-1], table.weight.shape[1]), True)
+        for table in tables
+    ]
     for name, parameter in lm.named_parameters():
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".default.", ".")
         found.append(Weight(plain, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.requires_grad))

@@ -81,7 +81,7 @@ class HeldOutEvaluation:
             with torch.no_grad():
                 for one in self._passes:
                     batch = one.batch
-                    losses = engine(
+                    _, losses = engine(
                         batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows
                     )
                     for source, value, count in zip(batch.sources, losses.tolist(), batch.rows, strict=True):

@@ -79,8 +79,8 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
     """One optimizer step.
 
     The loss is the sum of cross-entropy over the labels of all ranks and micro-batches, divided by
-    their number N, which is known before the first backward pass. DeepSpeed averages over ranks, so
-    each micro-batch contributes S * world_size / N.
+    their number N, which is known before the first backward pass; where sources have weights, both are
+    weighted. DeepSpeed averages over ranks, so each micro-batch contributes S * world_size / N.
 
     Returns:
         The record of metrics.jsonl, and what the ranks agreed on (NONE, PREEMPT, INTERRUPT).
@@ -97,8 +97,10 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
     factor = rate_factor(run.state.step, run.steps, run.config.schedule)
     for group in run.engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    sums, penalty = _forward_backward(run, batches, labels)
-    loss = sum(sums.values()) / labels
+    weights = loss_weights(run.config, run.sources)
+    weighted = sum(weights[name] * count for name, count in counts.items())
+    sums, penalty = _forward_backward(run, batches, {name: weight / weighted for name, weight in weights.items()})
+    loss = sum(weights[name] * value for name, value in sums.items()) / weighted
     if not math.isfinite(loss):
         Partitions(run.engine).spoil_gradients()
     elif run.anchor is not None:
@@ -115,6 +117,12 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
     if run.anchor is not None:
         record["anchor_penalty"] = penalty
     return record | run.figures.of_step(batches, labels, start=start, waited=waited, took=took), asked
+
+
+def loss_weights(config: StageConfig, sources: list[str]) -> dict[str, float]:
+    """Source -> factor of its tokens in the loss."""
+    factors = [config.data.loss_weight, *(source.loss_weight for source in config.replay)]
+    return dict(zip(sources, factors, strict=True))
 
 
 def _evaluate(run: Run, record: dict[str, Any], last: bool) -> bool:
@@ -169,14 +177,21 @@ def _agree(
     return {name: int(count) for name, count in zip(run.sources, counts, strict=True)}, int(tokens), agreed
 
 
-def _forward_backward(run: Run, batches: list[MicroBatch], labels: int) -> tuple[dict[str, float], float]:
-    """Accumulate gradients of all but take no step; loss sums per source, and the anchor's penalty, over all ranks."""
+def _forward_backward(run: Run, batches: list[MicroBatch], shares: dict[str, float]) -> tuple[dict[str, float], float]:
+    """Accumulate gradients of all but take no step; loss sums per source, and the anchor's penalty, over all ranks.
+
+    Args:
+        shares: source -> part of the step's loss that the cross-entropy of one of its labels makes.
+    """
     own = dict.fromkeys(run.sources, 0.0)
     for i, batch in enumerate(batches):
         if i:
             run.engine.step()  # inside an accumulation this only counts the micro-batch
-        losses = run.engine(batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows)
-        run.engine.backward(losses.sum() * (run.place.world_size / labels), scale_wrt_gas=False)
+        weights = [run.place.world_size * shares[source] for source in batch.sources]
+        loss, losses = run.engine(
+            batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows, weights
+        )
+        run.engine.backward(loss, scale_wrt_gas=False)
         for source, value in zip(batch.sources, losses.tolist(), strict=True):
             own[source] += value
     run.figures.arrive()

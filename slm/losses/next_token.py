@@ -1,28 +1,9 @@
-"""Cross-entropy of the next token, summed over supervised positions."""
+"""Which positions of packed rows predict a label."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def summed_cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """Cross-entropy of N predictions over V classes, in nats and fp32.
-
-    The sum, not the mean: the mean over all supervised tokens of an optimizer step can only be
-    taken by whoever knows their number over all ranks and micro-batches (design §6).
-
-    Args:
-        logits_NV: any float dtype, (N, V).
-        labels_N: int64, (N,).
-
-    Returns:
-        Scalar fp32; 0 with a gradient path when N is 0.
-    """
-    if labels_N.numel() == 0:
-        return logits_NV.float().sum() * 0.0
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
 
 
 def supervised_positions(supervised_T: Tensor, starts_T: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ transformers masks packed rows by their position resets, which builds a dense T 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -55,6 +56,24 @@ def document_attention(
 def register() -> None:
     """Make `slm_documents` known to transformers."""
     AttentionInterface.register(DOCUMENTS, document_attention)
+
+
+def document_arguments(implementation: str, lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """What the attention of packed rows is told besides the position resets.
+
+    Flash attention would otherwise look for the resets itself, with a wait for the device in every layer.
+
+    Args:
+        implementation: transformers' name of the attention backend.
+        lengths: tokens of each document in order.
+    """
+    if implementation == DOCUMENTS:
+        return {"document_lengths": lengths}
+    if not implementation.startswith("flash_attention"):
+        return {}
+    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
 def training_backend(device_type: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from slm.errors import CheckpointError, ConfigError, MachineError, from_os_error
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 VOCABULARY_MODULES = ["embed_tokens", "lm_head"]
+NEW_ROWS = "new"
 
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Context in which the parameters are whole on every rank, and written back when it ends."""
@@ -100,7 +101,10 @@ def attach(lm: nn.Module, config: LoraConfig, *, vocabulary: bool, whole: Sequen
 
 
 def saved_name(parameter: str) -> str:
-    """A parameter's name in the adapter file: the adapter's own name (`default`) left out."""
+    """A parameter's name in the adapter file: without the adapter's own name (`default`); new rows as the whole."""
+    for module in VOCABULARY_MODULES:
+        if parameter.endswith(f"{module}.{NEW_ROWS}"):
+            parameter = parameter.removesuffix(NEW_ROWS) + "weight"
     return parameter.replace(".default.", ".")
 
 
@@ -214,20 +218,23 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
             raise CheckpointError(f"{name} holds non-finite numbers", where=where)
 
 
-def write_adapter(folder: str | Path, lm: PeftModel, tensors: Mapping[str, Tensor], base: str) -> None:
+def write_adapter(
+    folder: str | Path, lm: PeftModel, tensors: Mapping[str, Tensor], base: str, beside: Collection[str] = ()
+) -> None:
     """Write a PEFT adapter and read it back.
 
     Args:
         lm: the model whose adapter it is; only names and configuration are read.
         tensors: parameter name -> whole tensor, on the CPU.
         base: what the adapter's configuration names as its base model.
+        beside: names of trained parameters that are no parameters of `lm` here.
 
     Raises:
         CheckpointError: a tensor is empty, not finite, missing or unexpected.
     """
     folder = Path(folder)
     named = {saved_name(name): tensor.contiguous() for name, tensor in tensors.items()}
-    expected = {saved_name(name) for name, _ in trainable(lm)}
+    expected = {saved_name(name) for name, _ in trainable(lm)} | set(beside)
     if set(named) != expected:
         raise CheckpointError(
             f"tensors to save differ from what trains: {sorted(set(named) ^ expected)[:3]}", where=str(folder)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from slm.losses.next_token import summed_cross_entropy
-from slm.model.attention import DOCUMENTS
+from slm.model.attention import document_arguments
+from slm.model.head import CHUNK, use_loss_head
 from slm.model.lora import causal_lm
 
 
 class SupervisedLM(nn.Module):
-    """Wraps a causal language model, with or without LoRA, as (packed rows) -> summed loss.
+    """Wraps a causal language model, with or without LoRA, as (packed rows) -> loss.
 
     One module, so that embedding, body and head are all read inside one forward call: that is
     where ZeRO-3 gathers what it has partitioned.
+
+    Args:
+        lm: its head is replaced by one that computes the loss in chunks, over the same parameter.
+        chunk: positions whose logits are held at a time; None is what suits the device.
+
+    Raises:
+        CheckpointError: the head is no plain matrix.
     """
 
-    def __init__(self, lm: nn.Module) -> None:
+    def __init__(self, lm: nn.Module, chunk: int | None = None) -> None:
         super().__init__()
-        self.lm = lm
+        use_loss_head(lm)
+        self.lm, self.chunk = lm, chunk
 
     def forward(
         self,
@@ -29,8 +40,9 @@ class SupervisedLM(nn.Module):
         where: Tensor,
         labels: Tensor,
         rows: list[int],
-    ) -> Tensor:
-        """Cross-entropy summed over each row's labels.
+        weights: Sequence[float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over the labels of packed rows.
 
         Args:
             input_ids: int64, (1, T): one or more packed rows, end to end.
@@ -39,18 +51,21 @@ class SupervisedLM(nn.Module):
             where: int64, (N,): positions that predict a label.
             labels: int64, (N,).
             rows: labels of each packed row, summing to N.
+            weights: factor of each row in the loss; None is 1 for all.
 
         Returns:
-            fp32, (len(rows),), in nats.
+            The weighted sum over all labels, a scalar that can be differentiated once, and the sum
+            over each row's labels without weights, fp32, (len(rows),), in nats, that can't.
         """
         inner = causal_lm(self.lm)
-        extra = {"document_lengths": lengths} if inner.config._attn_implementation == DOCUMENTS else {}
+        extra = document_arguments(inner.config._attn_implementation, lengths, input_ids.device)
         hidden_TD = inner.model(
             input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **extra
         ).last_hidden_state[0]
-        logits_NV = inner.lm_head(hidden_TD[where])
-        sums = [
-            summed_cross_entropy(logits, targets)
-            for logits, targets in zip(logits_NV.split(rows), labels.split(rows), strict=True)
-        ]
-        return torch.stack(sums)
+        of_row = torch.repeat_interleave(torch.tensor(rows)).to(labels.device)
+        factors = torch.tensor(weights if weights is not None else [1.0] * len(rows)).to(labels.device)
+        chunk = self.chunk or CHUNK[labels.device.type]
+        loss, losses_N = cast(
+            tuple[Tensor, Tensor], inner.lm_head(hidden_TD[where], labels, factors[of_row], chunk=chunk)
+        )
+        return loss, losses_N.new_zeros(len(rows)).index_add_(0, of_row, losses_N)
