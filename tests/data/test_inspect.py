@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_sets import make_samples, make_set
 
@@ -91,6 +91,7 @@ def test_which_samples_are_looked_at():
             choose_samples(10, count=1, at=at)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(880, 919), st.booleans()), min_size=1, max_size=40))
 def test_runs_are_the_sample_cut_at_every_change_of_kind(tokens):
     ids = np.array([token for token, _ in tokens], dtype=np.int32)
