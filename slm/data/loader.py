@@ -250,6 +250,8 @@ class PackedLoader:
         return found
 
     def _read(self, step: int) -> list[Row]:
+        if len(self._sources) == 1:
+            return self._sources[0].rows(self.rows_of(step))
         located = [self.mixture.locate_row(row) for row in self.rows_of(step)]
         wanted: dict[int, list[int]] = {}
         for source, row in located:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import threading
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from slm.artifact import Manifest, read_manifest
 from slm.data import format as fmt
+from slm.data.checksum import crc32
 from slm.data.format import ShardIndex, group_key, group_layout
 from slm.data.storage import REQUESTS, RemoteFolder, open_storage
 from slm.errors import ConfigError, DataError, MachineError, SlmError, from_os_error
@@ -284,7 +284,7 @@ class ShardSet:
             if len(data) < size:
                 what = f"the group {key} is cut: {len(data)} of its {size} bytes are there"
                 return Damage(file, local, start, what)
-            found = zlib.crc32(data)
+            found = crc32(data)
             if found == wanted:
                 self.bytes_read += size
                 return data
@@ -330,9 +330,9 @@ class ShardSet:
         if len(tail) != index.shard_bytes - last:
             how = "is empty" if not head else "is cut" if len(tail) < index.shard_bytes - last else "goes on"
             return Damage(file, None, last, f"the shard {how}: it does not end at its {index.shard_bytes} bytes")
-        if zlib.crc32(head) != index.head_crc:
+        if crc32(head) != index.head_crc:
             return Damage(file, None, 0, "the shard's head member is damaged, or of another shard")
-        if zlib.crc32(tail) != index.tail_crc:
+        if crc32(tail) != index.tail_crc:
             return Damage(file, None, last, "the shard's end member is damaged")
         about = json.loads(bytes(head[fmt.BLOCK :]).rstrip(b"\0"))
         if about["vocabulary"] != self.vocabulary.fingerprint or about["shard"] != index.number:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import getitem
@@ -246,6 +246,7 @@ class _Window:
         self._numbers = plan.groups.tolist()
         self._row_starts = plan.row_starts.tolist()
         self._lengths = (plan.stop - plan.start).tolist()
+        self._sizes = np.diff(plan.token_ends).tolist()
         self._group, self._start, self._stop = plan.group.tolist(), plan.start.tolist(), plan.stop.tolist()
         # Buffers, None while unread.
         self._ids: list[Any] = [None] * len(self._numbers)
@@ -259,14 +260,7 @@ class _Window:
     def take(self, rows: Sequence[int], source: str) -> list[Row]:
         """Rows of the window, by their numbers in it; their arrays are stretches of the same two buffers."""
         ends = self._row_starts
-        groups: list[int] = []
-        starts: list[int] = []
-        stops: list[int] = []
-        for row in rows:
-            documents = slice(ends[row], ends[row + 1])
-            groups += self._group[documents]
-            starts += self._start[documents]
-            stops += self._stop[documents]
+        groups, starts, stops = (self._of_rows(rows, values) for values in (self._group, self._start, self._stop))
         if self._unread:
             for at in groups:
                 if self._ids[at] is None:
@@ -277,16 +271,25 @@ class _Window:
         found: list[Row] = []
         at = 0
         for row in rows:
-            lengths, skipped = self._lengths[ends[row] : ends[row + 1]], []
             if self._lost:
                 lengths, skipped = self._kept(row)
-            size = sum(lengths)
-            if size:
-                found.append(Row(source, ids[at : at + size], supervised[at : at + size], lengths, skipped))
+                end = at + sum(lengths)
+            else:
+                lengths, skipped = self._lengths[ends[row] : ends[row + 1]], []
+                end = at + self._sizes[row]
+            if end > at:
+                found.append(Row(source, ids[at:end], supervised[at:end], lengths, skipped))
             else:
                 found.append(Row(source, np.zeros(1, INT32), np.zeros(1, BOOL), [1], skipped))
-            at += size
+            at = end
         return found
+
+    def _of_rows(self, rows: Sequence[int], values: list[int]) -> list[int]:
+        """The values that belong to the documents of some rows."""
+        ends = self._row_starts
+        if rows == list(range(rows[0], rows[0] + len(rows))):  # they follow each other: one stretch
+            return values[ends[rows[0]] : ends[rows[-1] + 1]]
+        return [value for row in rows for value in values[ends[row] : ends[row + 1]]]
 
     def close(self) -> None:
         """Nothing of the window is needed any more."""
@@ -297,8 +300,7 @@ class _Window:
     def _read(self, at: int) -> None:
         number = self._numbers[at]
         try:
-            coming = self._coming.pop(number, None)
-            group = self._source.shards.read_group(number) if coming is None else coming.result()
+            group = self._arrived(number) or self._source.shards.read_group(number)
             ids, mask = group.ids, group.mask
         except DamageError as damage:
             self._source.lose(number, damage)
@@ -307,6 +309,14 @@ class _Window:
         self._masks[at] = mask.data
         self._ids[at] = ids.data
         self._unread = sum(one is None for one in self._ids)
+
+    def _arrived(self, number: int) -> Group | None:
+        """A group that was asked for before; None when it was not, or when the window was closed meanwhile."""
+        coming = self._coming.pop(number, None)
+        try:
+            return coming.result() if coming is not None else None
+        except CancelledError:
+            return None
 
     def _kept(self, row: int) -> tuple[list[int], list[str]]:
         """Lengths of a row's documents whose groups are intact, and the groups of the others."""

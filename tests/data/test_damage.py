@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+import zlib
 
 import pytest
 from shard_sets import make_samples, make_set
@@ -171,3 +172,11 @@ def test_an_unfinished_set(shard_set):
     (shard_set / MANIFEST).unlink()
     with pytest.raises(DataError, match="no finished shards"):
         ShardSet(shard_set)
+
+
+def test_both_implementations_of_the_checksum_agree():
+    from slm.data.checksum import crc32
+
+    data = bytes(range(256)) * 3
+    for start in (0, 1234):
+        assert crc32(memoryview(data), start) == zlib.crc32(data, start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.data.mixture import Mixture, integer_weights
@@ -30,6 +30,7 @@ def test_smallest_integer_weights(ratios, expected):
     assert integer_weights(ratios) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.004, 3.0), min_size=1, max_size=3))
 def test_measured_ratios_are_met_to_one_percent_in_small_blocks(ratios):
     weights = integer_weights([1.0, *ratios, 0.05], [False, *[True] * len(ratios), False])
@@ -48,6 +49,7 @@ def test_impossible_ratios(ratios):
 lanes = st.sampled_from([1, 2, 3, 8])
 
 
+@settings(deadline=None)
 @given(weights, st.integers(0, 2**40), st.integers(0, 10**12), lanes)
 def test_every_block_holds_each_source_exactly(weights, seed, block, lanes):
     mixture = Mixture(weights, seed, lanes)
@@ -64,6 +66,7 @@ def test_every_block_holds_each_source_exactly(weights, seed, block, lanes):
             assert Counter(source for source, _ in part) == dict(enumerate(weights))
 
 
+@settings(deadline=None)
 @given(weights, st.integers(0, 99), st.integers(0, 200), lanes)
 def test_counts_and_rows_that_hold_so_many_with_lanes(weights, seed, size, lanes):
     mixture = Mixture(weights, seed, lanes)

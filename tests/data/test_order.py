@@ -57,7 +57,7 @@ def rows_of_epoch(order, epoch):
     return rows
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(sources(), st.integers(0, 2**32), st.integers(1, 9), st.integers(0, 2), st.sampled_from([1, 2, 3, 8]))
 def test_every_sample_exactly_once_in_every_epoch(lengths, seed, window, epoch, lanes):
     rows = rows_of_epoch(order_of(lengths, seed=seed, window=window, lanes=lanes), epoch)
@@ -65,7 +65,7 @@ def test_every_sample_exactly_once_in_every_epoch(lengths, seed, window, epoch, 
     assert sorted(pair for row in rows for pair in row) == every
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(sources(), st.integers(0, 99), st.integers(1, 9))
 def test_the_order_does_not_depend_on_what_was_asked_before(lengths, seed, window):
     straight = order_of(lengths, seed=seed, window=window)
@@ -74,7 +74,7 @@ def test_the_order_does_not_depend_on_what_was_asked_before(lengths, seed, windo
     assert rows_of_epoch(straight, 0) == epochs[0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(sources(), st.integers(0, 99), st.sampled_from([1, 2, 3, 8]))
 def test_progress_counts_what_the_rows_held(lengths, seed, lanes):
     order = order_of(lengths, seed=seed, window=2, lanes=lanes)
@@ -89,11 +89,11 @@ def test_progress_counts_what_the_rows_held(lengths, seed, lanes):
     assert progress.epochs == 3
 
 
-@settings(max_examples=25)
-@given(sources(), st.integers(0, 99), st.lists(st.integers(0, 30), min_size=3, max_size=3))
+@settings(max_examples=10, deadline=None)
+@given(sources(), st.integers(0, 99), st.lists(st.integers(0, 12), min_size=3, max_size=3))
 def test_progress_when_lanes_are_not_abreast(lengths, seed, counts):
     order = order_of(lengths, seed=seed, window=2, lanes=3)
-    held = [order.progress(row + 1).tokens - order.progress(row).tokens for row in range(95)]
+    held = [order.progress(row + 1).tokens - order.progress(row).tokens for row in range(36)]
     numbers = [i * 3 + lane for lane, count in enumerate(counts) for i in range(count)]
     progress = order.progress_of_lanes(counts)
     assert (progress.rows, progress.tokens) == (sum(counts), sum(held[number] for number in numbers))
