@@ -194,6 +194,8 @@ def measure(work: Path, size: str, name: str, job: dict[str, Any], device: str, 
     found = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(job["ranks"])]
     warm = SIZES[size].warm
     timed = [step for step in found[0]["steps"] if "loss" in step][warm:]
+    if not timed:
+        raise RuntimeError(f"{name}: no step was timed")
     rates = [step["supervised"] / step["seconds"] for step in timed]
     return {
         "name": name,

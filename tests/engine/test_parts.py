@@ -14,8 +14,10 @@ from slm.config.stage import ScheduleConfig, StageConfig
 from slm.config.zero import read_zero_json
 from slm.data.loader import Row
 from slm.engine.batch import to_micro_batch
+from slm.engine.build import split_vocabulary_rows
 from slm.engine.deepspeed_config import accumulation, joined
 from slm.engine.distributed import find_place
+from slm.engine.loop import loss_weights
 from slm.engine.schedule import rate_factor
 from slm.errors import ConfigError, MachineError
 
@@ -101,3 +103,32 @@ def test_place_without_a_launcher(monkeypatch):
     place = find_place()
     assert (place.rank, place.world_size, place.is_main) == (0, 1, True)
     assert place.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "offload", "expected"),
+    [
+        ({}, False, False),
+        ({"vocabulary_parallel": True}, False, True),
+        ({"vocabulary_parallel": "auto"}, False, True),
+        ({"vocabulary_parallel": "auto"}, True, False),
+        ({"vocabulary_parallel": "auto", "vocabulary": "new_rows"}, False, False),
+    ],
+)
+def test_when_the_vocabulary_is_split_over_the_ranks(model, offload, expected):
+    ds_config = {"zero_optimization": {"stage": 3, **({"offload_optimizer": {"device": "cpu"}} if offload else {})}}
+    assert split_vocabulary_rows(config(model={"base": "b", **model}), ds_config) is expected
+
+
+def test_split_tables_are_not_offloaded():
+    ds_config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
+    with pytest.raises(ConfigError, match="tables are not offloaded"):
+        split_vocabulary_rows(config(model={"base": "b", "vocabulary_parallel": True}), ds_config)
+    with pytest.raises(ConfigError, match="train whole"):
+        config(model={"base": "b", "vocabulary_parallel": True, "vocabulary": "frozen"})
+
+
+def test_sources_have_their_weight_in_the_loss():
+    stage = config(data={"shards": "s", "loss_weight": 2.0}, replay=[{"shards": "r", "ratio": 0.1, "loss_weight": 0.5}])
+    assert loss_weights(stage, ["s", "r"]) == {"s": 2.0, "r": 0.5}
+    assert stage.identity() != config().identity()
