@@ -99,6 +99,48 @@ def test_an_adapter_of_another_rank(train, tmp_path):
     assert outcome.code == 6 and "rank 8" in outcome.text and "Traceback" not in outcome.text
 
 
+def test_an_adapter_of_another_base(train, pico_tokenizer, tmp_path):
+    from support import make_base
+
+    first = train(tmp_path / "asr", ranks=1, steps=1)
+    assert first.code == 0, first.text
+    other = make_base(tmp_path / "other", pico_tokenizer, seed=5)
+    outcome = train(tmp_path / "tts", stage="tts", ranks=1, previous=str(first.out), model={"base": str(other)})
+    assert outcome.code == 6 and "trained on another base" in outcome.text and "Traceback" not in outcome.text
+
+
+@pytest.fixture(scope="module")
+def interrupted(train, tmp_path_factory):
+    """A run that was killed after its first checkpoint."""
+    fault = {"kind": "forward", "step": 3, "ranks": [0]}
+    killed = train(tmp_path_factory.mktemp("interrupted") / "asr", ranks=1, fault=fault)
+    assert killed.code != 0 and (killed.out / "checkpoints" / "step_000002").is_dir(), killed.text
+    return killed.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "printed"),
+    [
+        ({"lr": 1e-3}, "stage.optim.lr: 0.005 then, 0.001 now"),
+        ({"model": {"vocabulary": "frozen"}}, "stage.model.vocabulary: full then, frozen now"),
+        ({"data": "other"}, "inputs.shards: "),
+    ],
+)
+def test_an_interrupted_run_is_not_resumed_with_other_settings(train, shards, interrupted, tmp_path, changes, printed):
+    out = tmp_path / "asr"
+    shutil.copytree(interrupted, out)
+    outcome = train(out, ranks=1, **({"data": shards["llm"]} if "data" in changes else changes))
+    assert outcome.code == 6 and printed in outcome.text and "Traceback" not in outcome.text, outcome.text
+    verify(out / "checkpoints" / "step_000002")
+
+
+def test_a_checkpoint_under_another_zero_stage(train, interrupted, tmp_path):
+    out = tmp_path / "asr"
+    shutil.copytree(interrupted, out)
+    outcome = train(out, ranks=1, zero="zero2.json")
+    assert outcome.code == 6 and "saved under ZeRO-3, this run uses ZeRO-2" in outcome.text, outcome.text
+
+
 def test_without_arguments_it_lists_what_it_could_take(train):
     import subprocess
     import sys
