@@ -23,6 +23,7 @@ from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
 from slm.engine.export import export
 from slm.engine.figures import Figures
+from slm.engine.fit import require_fit
 from slm.engine.loop import Run, train_until_done
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
@@ -81,6 +82,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     out = Path(config.out)
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
+    together(lambda: require_fit(config, place))
     engine, ds_config = build_engine(config, place)
     loader, sources = build_loader(config, place)
     steps = planned_steps(config, loader)
@@ -98,7 +100,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
             write_status(out, "running", step=state.step, steps=steps)
             callbacks.on_save({"step": state.step, "path": str(path), "seconds": time.perf_counter() - begin})
 
-    figures = Figures(engine.module.lm, config, place, bf16=use_bf16(config, place))
+    figures = Figures(config, place, bf16=use_bf16(config, place))
     run = Run(config, place, engine, loader, sources, steps, state, callbacks, stop, save, figures)
     if place.is_main:
         write_atomic(out / "deepspeed.yaml", yaml.safe_dump(ds_config, sort_keys=False))

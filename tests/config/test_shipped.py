@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from slm.cli.app import main
 from slm.config.loader import load_config
 from slm.config.stage import StageConfig
+from slm.config.zero import read_zero_json
 
 STAGES = Path(__file__).resolve().parents[2] / "ds_configs" / "stages"
 TINY = STAGES.parent / "tiny"
@@ -36,3 +38,17 @@ def test_overlays_are_short_and_apply():
         assert len(lines) <= 6
     config = load_config(StageConfig, STAGES / "sqa.yaml", overlays=[STAGES / "mitigations" / "replay.yaml"])
     assert [source.ratio for source in config.replay] == [0.05, 0.05, 0.05]
+
+
+@pytest.mark.parametrize("path", sorted((STAGES.parent / "zero").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_deepspeed_files_have_only_known_keys(path):
+    read_zero_json(str(path))
+
+
+def test_a_bad_deepspeed_file_is_found_by_validation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(STAGES.parents[1])
+    bad = tmp_path / "z.json"
+    bad.write_text('{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}, "stag": 1}}')
+    assert main(["validate", str(STAGES / "asr.yaml"), f"zero={bad}"]) == 2
+    told = capsys.readouterr().err
+    assert "offload_param: needs stage 3" in told and "stag: unknown key; did you mean 'stage'?" in told
