@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from slm.cli import build, commands, pipeline
+from slm.cli import build, commands, pipeline, plan
 from slm.cli import data as shards
 from slm.errors import run_entry
 
@@ -20,6 +20,7 @@ app.add_typer(data, name="data")
 app.add_typer(model, name="model")
 
 app.command("validate")(commands.validate)
+app.command("plan")(plan.plan)
 app.command("train")(commands.train)
 app.command("pipeline")(pipeline.pipeline)
 app.command("status")(pipeline.status)

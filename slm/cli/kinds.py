@@ -22,6 +22,7 @@ def load_any(path: str, overrides: Sequence[str], overlays: Sequence[str]) -> tu
     from slm.config.evaluation import EvalJob
     from slm.config.jobs import load_data_job
     from slm.config.stage import StageConfig
+    from slm.config.zero import read_zero_json
     from slm.pipeline.planner import load_pipeline, make_plan
 
     layer = read_layers(path, overrides, overlays)
@@ -34,7 +35,8 @@ def load_any(path: str, overrides: Sequence[str], overlays: Sequence[str]) -> tu
             section, _, name = key.partition(".")
             if name not in (layer.values.get(section) or {}):
                 needed[key] = "runs/…"
-        load_config(StageConfig, path, [*_missing(layer.values, needed), *overrides], overlays)
+        stage = load_config(StageConfig, path, [*_missing(layer.values, needed), *overrides], overlays)
+        read_zero_json(stage.zero)
         kind = "stage"
     elif "tasks" in layer.values:
         needed.update({"data": "runs/…", "model": "runs/…"})

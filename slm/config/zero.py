@@ -87,6 +87,8 @@ def read_zero_json(path: str) -> dict[str, Any]:
             faults += _faults(inner, f"zero_optimization.{section}.", known)
     if values["zero_optimization"].get("stage") not in (1, 2, 3):
         faults.append("zero_optimization.stage: has to be 1, 2 or 3")
+    if values["zero_optimization"].get("stage") != 3 and offload_device(values, "offload_param") != "none":
+        faults.append("zero_optimization.offload_param: needs stage 3")
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults), mend="change or remove it in the JSON")
     return values

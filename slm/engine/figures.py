@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from slm.config.stage import Every, StageConfig
+from slm.config.stage import StageConfig
 from slm.engine.batch import MicroBatch
 from slm.engine.distributed import Place, barrier
-from slm.engine.tables import Table
-from slm.model.lora import causal_lm
 from slm.plan.devices import find_device
-from slm.plan.flops import cost_of, pairs_in
-from slm.plan.shapes import ModelShape, Weight
+from slm.plan.flops import cost_of, pairs_in, recomputed_share
+from slm.plan.shapes import stage_weights
 
 
 class Figures:
@@ -29,12 +25,9 @@ class Figures:
     a card that is in no table and for which `track.peak_tflops` is not set.
     """
 
-    def __init__(
-        self, lm: nn.Module, config: StageConfig, place: Place, *, bf16: bool, tables: Sequence[Table] = ()
-    ) -> None:
-        inner = causal_lm(lm)
-        shape = ModelShape.from_config(inner.config.to_dict())
-        self.cost = cost_of(weights_of(lm, tables), shape, recomputed_share(config, shape.layers))
+    def __init__(self, config: StageConfig, place: Place, *, bf16: bool) -> None:
+        shape, weights = stage_weights(config.model)
+        self.cost = cost_of(weights, shape, recomputed_share(config.model.activation_checkpointing, shape.layers))
         self.place = place
         self.peak = config.track.peak_tflops * 1e12 if config.track.peak_tflops else peak_flops(place, bf16=bf16)
         self.arrived = 0.0
@@ -79,26 +72,6 @@ class Figures:
             record["mfu"] = done / available
             record["hfu"] = self.cost.hardware(float(tokens.sum()), labels, float(pairs.sum())) / available
         return record
-
-
-def weights_of(lm: nn.Module, tables: Sequence[Table] = ()) -> list[Weight]:
-    """The parameters of a model, partitioned or not, under the base's names; split vocabulary tables whole."""
-    found = [
-        Weight(table.name.removeprefix("base_model.model."), (table.bounds[-1], table.weight.shape[1]), True)
-        for table in tables
-    ]
-    for name, parameter in lm.named_parameters():
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".default.", ".")
-        found.append(Weight(plain, tuple(getattr(parameter, "ds_shape", parameter.shape)), parameter.requires_grad))
-    return found
-
-
-def recomputed_share(config: StageConfig, layers: int) -> float:
-    """Share of the layers whose activations are recomputed."""
-    wanted = config.model.activation_checkpointing
-    if isinstance(wanted, Every):
-        return len(range(0, layers, wanted.every)) / layers
-    return 1.0 if wanted == "all" else 0.0
 
 
 def peak_memory(place: Place) -> int:

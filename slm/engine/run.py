@@ -24,12 +24,12 @@ from slm.engine.checkpoint import Checkpoints
 from slm.engine.distributed import Place, find_place, process_group, together
 from slm.engine.export import export
 from slm.engine.figures import Figures
+from slm.engine.fit import require_fit
 from slm.engine.held_out import HeldOutEvaluation
 from slm.engine.loop import Run, train_until_done
 from slm.engine.packing_check import require_separate_documents
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
-from slm.engine.tables import tables_of
 from slm.errors import InterruptedRunError, PreemptedError, SlmError, from_os_error
 from slm.log import setup_logging
 from slm.model.load import resolve
@@ -87,6 +87,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     together(lambda: checkpoints.settle_others(finished=find_manifest(out) is not None))
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
+    together(lambda: require_fit(config, place))
     engine, ds_config = build_engine(config, place)
     require_separate_documents(engine, place)
     loader = stage_loader(config, rank=place.rank, world_size=place.world_size, plan_cache=out / "order")
@@ -109,12 +110,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
             callbacks.on_save({"step": state.step, "path": str(path), "seconds": time.perf_counter() - begin})
 
     last_good = checkpoints.newest_up_to
-    tables = tables_of(engine)
-    figures = Figures(
-        *(engine.module.lm, config, place),
-        bf16=use_bf16(config, place),
-        tables=tables.tables if tables is not None else (),
-    )
+    figures = Figures(config, place, bf16=use_bf16(config, place))
     run = Run(
         *(config, place, engine, loader, sources, steps, state, callbacks, stop, save, last_good, figures),
         anchor=anchor,

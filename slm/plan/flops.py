@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from slm.plan.shapes import EMBEDDING, HEAD, ModelShape, Weight
+from slm.config.stage import Every
+from slm.plan.shapes import EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD, ModelShape, Weight
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,20 @@ def cost_of(weights: Sequence[Weight], shape: ModelShape, recomputed: float = 0.
         weights: all parameters; matrices count, vectors are left out (under 0.1 %).
         recomputed: share of the layers whose activations are recomputed.
     """
-    body = [w for w in weights if len(w.shape) == 2 and w.name not in (EMBEDDING, HEAD)]
+    tables = (EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD)
+    body = [w for w in weights if len(w.shape) == 2 and w.name not in tables]
     table = next(w for w in weights if w.name == EMBEDDING)
     head = next((w for w in weights if w.name == HEAD), table)
+    new = [w for w in weights if w.name == (NEW_EMBEDDING if head is table else NEW_HEAD)]
     trained = [w.layer for w in weights if w.trains and w.layer is not None]
     # Gradients flow back as far as the first layer that trains; to the embeddings if these do.
-    reaches = 0 if table.trains else min(trained, default=shape.layers)
+    reaches = 0 if table.trains or new else min(trained, default=shape.layers)
     deep = [w for w in body if (w.layer or 0) >= reaches]
     forward = 2.0 * _sum(body)
     pair = 4.0 * shape.heads * shape.head_width
     return Cost(
         token=forward + 2.0 * _sum(deep) + 2.0 * _sum(w for w in body if w.trains),
-        label=(6.0 if head.trains else 4.0) * head.count,
+        label=4.0 * head.count + 2.0 * (head.count if head.trains else _sum(new)),
         pair=pair * (shape.layers + 2 * (shape.layers - reaches)),
         token_again=recomputed * forward,
         pair_again=recomputed * pair * shape.layers,
@@ -72,3 +75,10 @@ def _sum(weights: Iterable[Weight]) -> int:
 def pairs_in(lengths: Iterable[int]) -> int:
     """Pairs (query, key) that causal attention looks at in documents of these lengths."""
     return sum(length * (length + 1) // 2 for length in lengths)
+
+
+def recomputed_share(wanted: Every | str, layers: int) -> float:
+    """Share of the layers whose activations `model.activation_checkpointing` recomputes."""
+    if isinstance(wanted, Every):
+        return len(range(0, layers, wanted.every)) / layers
+    return 1.0 if wanted == "all" else 0.0

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slm.artifact import read_json
 from slm.config.stage import ModelConfig
 from slm.errors import CheckpointError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NEW_EMBEDDING, NEW_HEAD = "model.embed_tokens.new", "lm_head.new"
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -143,6 +145,28 @@ def expected_weights(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     if not shape.tied:
         found[HEAD] = (shape.rows, d)
     return found
+
+
+def stage_weights(model: ModelConfig) -> tuple[ModelShape, list[Weight]]:
+    """The shape of a stage's base, and all parameters of the stage.
+
+    Raises:
+        CheckpointError: no readable config.json there, or another kind of model.
+    """
+    shape = read_shape(model.base)
+    weights = training_weights(base_weights(model.base, shape), model)
+    first = _first_unit(model.base)
+    if model.train == "lora" and model.vocabulary == "new_rows" and first is not None:
+        tables = [weight for weight in weights if weight.name in (EMBEDDING, HEAD)]
+        weights += [
+            Weight(f"{w.name.removesuffix('weight')}new", (w.shape[0] - first, w.shape[1]), True) for w in tables
+        ]
+    return shape, weights
+
+
+def _first_unit(base: str | Path) -> int | None:
+    path = _model_folder(base) / "vocabulary.json"
+    return read_json(path)["first_unit"] if path.is_file() else None
 
 
 def training_weights(base: dict[str, tuple[int, ...]], model: ModelConfig) -> list[Weight]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from slm.cli.app import main
 from slm.config.loader import load_config
 from slm.config.stage import StageConfig
+from slm.config.zero import read_zero_json
 from slm.errors import ConfigError
 
 STAGES = Path(__file__).resolve().parents[2] / "ds_configs" / "stages"
@@ -52,3 +54,17 @@ def test_what_an_anchor_and_an_evaluation_change():
     assert (own.weight_of("vocabulary"), own.weight_of("matrix")) == (0.5, 1e-3)
     with pytest.raises(ConfigError, match="lora"):
         identity("anchor.weights.lora=1")
+
+
+@pytest.mark.parametrize("path", sorted((STAGES.parent / "zero").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_deepspeed_files_have_only_known_keys(path):
+    read_zero_json(str(path))
+
+
+def test_a_bad_deepspeed_file_is_found_by_validation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(STAGES.parents[1])
+    bad = tmp_path / "z.json"
+    bad.write_text('{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}, "stag": 1}}')
+    assert main(["validate", str(STAGES / "asr.yaml"), f"zero={bad}"]) == 2
+    told = capsys.readouterr().err
+    assert "offload_param: needs stage 3" in told and "stag: unknown key; did you mean 'stage'?" in told

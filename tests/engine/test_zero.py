@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from slm.config.zero import OFFLOAD, REMOVED, ZERO, read_zero_json, with_places
-from slm.engine.operators import clear_stale_locks
-from slm.errors import ConfigError
+from slm.engine.distributed import Place
+from slm.engine.operators import clear_stale_locks, prepare_operators
+from slm.errors import ConfigError, MachineError
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"steps": 3, "every": 3, "seed": 1}
@@ -161,3 +162,13 @@ def test_a_lock_on_a_network_disk_is_given_time(tmp_path, monkeypatch):
     assert clear_stale_locks(tmp_path) == []
     os.utime(lock, (time.time() - 700, time.time() - 700))
     assert clear_stale_locks(tmp_path) == [lock]
+
+
+def test_without_a_compiler_nvme_offload_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    zero = {"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": str(tmp_path / "disk")}}}
+    with pytest.raises(MachineError, match="C\\+\\+ compiler, and no-such-compiler") as failure:
+        prepare_operators(zero, Place(0, 1, 0, torch.device("cpu")))
+    assert "zero3_offload.json" in failure.value.mend and not (tmp_path / "disk").exists()
+    prepare_operators({"zero_optimization": {"stage": 3}}, Place(0, 1, 0, torch.device("cpu")))

@@ -1,0 +1,210 @@
+"""Bytes of a training run: exact for states, arithmetic for what is held meanwhile.
+
+ZeRO-3 cuts every parameter into equal parts, one a rank, the last one padded; ZeRO-1 and 2 keep parameters
+whole and cut the flattened trainable ones, padded to twice the number of ranks. What trains has an fp32 copy,
+two fp32 moments and fp32 gradients; frozen weights have none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slm.config.stage import StageConfig
+from slm.config.zero import offload_device
+from slm.plan.flops import recomputed_share
+from slm.plan.shapes import EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD, ModelShape, Weight
+
+DEFAULTS = {
+    "reduce_bucket_size": 5e8,
+    "allgather_bucket_size": 5e8,
+    "stage3_prefetch_bucket_size": 5e7,
+    "stage3_param_persistence_threshold": 1e5,
+    "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,
+    "zero_hpz_partition_size": 1,
+}
+"""DeepSpeed 0.19.8's own, where the JSON is silent."""
+PROCESS = 3e9
+"""Resident memory of a rank that has imported torch and DeepSpeed and has a device context (measured: 0.6 to 3 GB)."""
+TABLES = (EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that memory depends on besides the weights.
+
+    Attributes:
+        world, hosts: ranks in all, and on how many hosts.
+        number: bytes of a weight while computing: 2 (bf16) or 4 (fp32).
+        zero: the DeepSpeed JSON.
+        tokens: of one micro-batch of a rank.
+        recomputed: share of layers whose activations are recomputed.
+        chunk: positions whose logits are held at a time.
+        split_tables: embeddings and head are split by rows over the ranks and never gathered.
+    """
+
+    world: int
+    hosts: int
+    number: int
+    zero: dict[str, Any]
+    tokens: int
+    recomputed: float
+    chunk: int
+    split_tables: bool = False
+
+    @property
+    def stage(self) -> int:
+        """1, 2 or 3."""
+        return int(self.zero["zero_optimization"]["stage"])
+
+    def option(self, name: str) -> float:
+        """A number of the JSON, or DeepSpeed's default."""
+        return float(self.zero["zero_optimization"].get(name, DEFAULTS[name]))
+
+    def with_zero(self, **changes: Any) -> Setting:
+        """The same with other keys in the JSON's `zero_optimization`."""
+        return replace(self, zero={**self.zero, "zero_optimization": {**self.zero["zero_optimization"], **changes}})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the plan: what, bytes a rank on the device, bytes a rank on the host, bytes a rank on NVMe."""
+
+    name: str
+    device: float = 0.0
+    host: float = 0.0
+    disk: float = 0.0
+    exact: bool = False
+
+
+def part(count: int, world: int) -> int:
+    """Numbers of a parameter that a rank holds: the last part is padded."""
+    return -(-count // world)
+
+
+def trained_part(weights: Sequence[Weight], setting: Setting) -> int:
+    """Trained numbers that one rank owns, padding included."""
+    if setting.stage == 3:
+        return sum(part(weight.count, setting.world) for weight in weights if weight.trains)
+    groups: dict[str, int] = {}
+    for weight in weights:
+        if weight.trains:
+            group = "vocabulary" if weight.name in TABLES else "matrix" if len(weight.shape) > 1 else "vector"
+            groups[group] = groups.get(group, 0) + weight.count
+    align = 2 * setting.world
+    return sum(-(-count // align) * align // setting.world for count in groups.values())
+
+
+def states(weights: Sequence[Weight], setting: Setting) -> list[Item]:
+    """Weights, gradients, fp32 copies and moments of one rank: exact."""
+    b, world = setting.number, setting.world
+    own = trained_part(weights, setting)
+    if setting.stage == 3:
+        held = sum(part(weight.count, world) for weight in weights) * b
+        limit = setting.option("stage3_param_persistence_threshold")
+        whole = 0 if world == 1 else sum(weight.count for weight in weights if weight.count <= limit) * b
+    else:
+        held, whole = sum(weight.count for weight in weights) * b, 0
+    hpz = setting.option("zero_hpz_partition_size")
+    items = [_placed("weights", held, offload_device(setting.zero, "offload_param") if setting.stage == 3 else "none")]
+    if hpz > 1 and setting.stage == 3:
+        second = sum(part(weight.count, int(hpz)) for weight in weights) * b
+        items.append(Item("weights once more a host (hpz)", device=second, exact=True))
+    moments = offload_device(setting.zero, "offload_optimizer")
+    gradients = "cpu" if moments != "none" else "none"
+    items.append(_placed("gradients, fp32", own * 4, gradients))
+    items.append(_placed("fp32 copy of what trains", own * 4, moments))  # in fp32 too, in DeepSpeed 0.19.8
+    items.append(_placed("Adam's moments", own * 8, moments))
+    if whole:
+        items.append(Item("small weights kept whole", device=whole, exact=True))
+    return items
+
+
+def _placed(name: str, size: float, device: str) -> Item:
+    where = {"none": "device", "cpu": "host", "nvme": "disk"}[device]
+    return Item(name, exact=True, **{where: float(size)})
+
+
+def working(weights: Sequence[Weight], shape: ModelShape, setting: Setting) -> list[Item]:
+    """What a step holds besides the states: estimates."""
+    b = setting.number
+    tables = [w for w in weights if w.name in (EMBEDDING, HEAD)]
+    body = [w for w in weights if w not in tables]
+    items = []
+    elsewhere = setting.world > 1 or offload_device(setting.zero, "offload_param") != "none"
+    if setting.stage == 3 and elsewhere:
+        layer = max(sum(w.count for w in body if w.layer == i) for i in range(shape.layers))
+        gathered = body if setting.split_tables else weights
+        total = sum(w.count for w in gathered)
+        ahead = max(setting.option("stage3_max_reuse_distance"), layer) + setting.option("stage3_prefetch_bucket_size")
+        live = min(total, max(setting.option("stage3_max_live_parameters"), layer), ahead)
+        table = 0 if setting.split_tables else max(w.count for w in tables)
+        items.append(Item("weights gathered at a time", device=max(live, table) * b))
+    bucket = setting.option("reduce_bucket_size") * b
+    if setting.stage < 3:
+        bucket = (
+            bucket * 2 + min(setting.option("allgather_bucket_size"), sum(w.count for w in weights if w.trains)) * b
+        )
+    items.append(Item("communication buckets", device=bucket))
+    largest = max((w.count for w in weights if w.trains and not (setting.split_tables and w in tables)), default=0)
+    items.append(Item("largest gradient before it is shared", device=largest * b if setting.stage > 1 else 0))
+    items.append(Item("activations", device=activations(shape, setting)))
+    head = next((w for w in tables if w.name == HEAD), tables[0])
+    rows = (
+        min(setting.chunk, setting.tokens) * head.count / shape.width / (setting.world if setting.split_tables else 1)
+    )
+    gradient = head.count * 4 / (setting.world if setting.split_tables else 1) if head.trains else 0
+    items.append(Item(f"logits, {min(setting.chunk, setting.tokens):,} at a time", device=rows * (4 + b)))
+    items.append(Item("head's gradient, fp32", device=gradient))
+    return items
+
+
+def activations(shape: ModelShape, setting: Setting) -> float:
+    """Bytes kept for the backward pass: all of a layer, or its input where it is recomputed, and one layer at work."""
+    q, kv = shape.heads * shape.head_width, shape.key_value_heads * shape.head_width
+    # Norms work in fp32 (two copies of 4 bytes each), then: normed inputs, q k v with and without rotation,
+    # attention's output, gate, up, silu and product, and LoRA's inputs (counted as one more width).
+    layer = setting.tokens * (
+        16 * shape.width + setting.number * (5 * shape.width + 3 * q + 4 * kv + 4 * shape.feed_forward)
+    )
+    kept = shape.layers * (1 - setting.recomputed) * layer
+    inputs = shape.layers * setting.recomputed * setting.tokens * shape.width * setting.number
+    return kept + inputs + (layer if setting.recomputed else 0)
+
+
+def host_items(weights: Sequence[Weight], setting: Setting) -> list[Item]:
+    """Memory of the host beside what was offloaded, a rank on average: rank 0 gathers the export in fp32."""
+    trained = sum(weight.count for weight in weights if weight.trains)
+    per_host = setting.world / setting.hosts
+    return [
+        Item("process", host=PROCESS),
+        Item("export on rank 0, fp32", host=trained * 4 / per_host),
+    ]
+
+
+def disk_bytes(weights: Sequence[Weight], setting: Setting, config: StageConfig) -> float:
+    """Checkpoints that are kept, one more while it is written, and what the stage hands over."""
+    trained = sum(weight.count for weight in weights if weight.trains)
+    saved = trained * (12 + setting.number)
+    return saved * (config.checkpoint.keep + 1) + trained * 4
+
+
+def setting_of(config: StageConfig, zero: dict[str, Any], *, world: int, hosts: int, gpu: bool, layers: int) -> Setting:
+    """The setting of a stage on so many ranks."""
+    model = config.model
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu)
+    parallel = getattr(model, "vocabulary_parallel", False)
+    whole = model.train == "full" or model.vocabulary == "full"
+    offloads = offload_device(zero, "offload_optimizer") != "none"
+    return Setting(
+        world=world,
+        hosts=hosts,
+        number=2 if bf16 else 4,
+        zero=zero,
+        tokens=config.data.pack.length * config.batch.micro_rows,
+        recomputed=recomputed_share(model.activation_checkpointing, layers),
+        chunk=getattr(model, "head_chunk", None) or (2048 if gpu else 128),
+        split_tables=parallel is True or (parallel == "auto" and whole and not offloads),
+    )

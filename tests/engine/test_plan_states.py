@@ -1,0 +1,69 @@
+"""The planner's states are those of the real engine, to the byte, on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from engine.conftest import free_port, settings_of
+
+from slm.config.loader import load_config
+from slm.config.stage import StageConfig
+from slm.config.zero import read_zero_json
+from slm.errors import MachineError
+from slm.plan.estimate import refuse_what_cannot_fit
+from slm.plan.memory import setting_of, states
+from slm.plan.shapes import stage_weights
+
+HERE = Path(__file__).parent
+NAMES = {
+    "weights": "weights",
+    "gradients, fp32": "gradients",
+    "fp32 copy of what trains": "copy",
+    "Adam's moments": "moments",
+    "small weights kept whole": "whole",
+}
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "settings"),
+    [
+        ("cpu.json", "fp32", {"model": {"also_train": [r"model\.layers\.1\.mlp\.up_proj"]}}),
+        ("zero3.json", "bf16", {}),
+        ("zero3_offload.json", "bf16", {}),
+        ("zero2.json", "fp32", {"mode": "full", "stage": "llm"}),
+    ],
+)
+def test_states_are_exact(zygote, tmp_path, pico_base, shards, zero, precision, settings):
+    file = tmp_path / "stage.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            settings_of(tmp_path / "run", pico_base, shards, zero=zero, precision=precision, steps=1, **settings)
+        )
+    )
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    process = zygote.start([str(HERE / "measure_states.py"), str(file)], 2, env, HERE.parents[1], None)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    config = load_config(StageConfig, file)
+    shape, weights = stage_weights(config.model)
+    setting = setting_of(config, read_zero_json(config.zero), world=2, hosts=1, gpu=False, layers=shape.layers)
+    planned = {NAMES[item.name]: int(item.device + item.host) for item in states(weights, setting)}
+    for rank in (0, 1):
+        measured = json.loads((tmp_path / f"run-{rank}.json").read_text())
+        if "gradients" not in measured:
+            planned.pop("gradients", None)
+        assert {name: size for name, size in measured.items() if size} == planned
+
+
+def test_a_launch_that_cannot_fit_is_refused(tmp_path, pico_base, shards):
+    file = tmp_path / "stage.yaml"
+    file.write_text(yaml.safe_dump(settings_of(tmp_path / "run", pico_base, shards)))
+    config = load_config(StageConfig, file)
+    refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e9, gpu=False)
+    with pytest.raises(MachineError, match=r"optimizer states are .* GB, it has 0\.0 GB") as failure:
+        refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e5, gpu=False)
+    assert "slm plan" in failure.value.mend
