@@ -35,6 +35,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> int:
     """Load the configuration, then train."""
     args = parse(sys.argv[1:])
+    from slm.cluster.ranks import adopt_ranks
+
+    adopt_ranks()
     if args.config is None:
         known = "\n".join(f"  {path.relative_to(ROOT)}" for path in sorted(ROOT.glob("ds_configs/*/*.yaml")))
         raise ConfigError(f"usage: launcher/train.py --config STAGE.yaml [key=value …]\nthere are:\n{known}")

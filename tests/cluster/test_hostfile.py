@@ -1,0 +1,78 @@
+"""The hostfile's grammar: what is accepted, and every other line refused with its number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.cluster.hostfile import Host, parse_hostfile, read_hostfile
+from slm.errors import ConfigError
+
+HOSTILE = ["a;rm -rf x", "`id`", "$(id)", "a\nb", "-oProxyCommand=id", "a b", "a|b", "a&b", "a'b", 'a"b', "a$b", "\x00"]
+
+
+def test_blank_lines_comments_crlf_and_a_byte_order_mark_are_accepted(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xef\xbb\xbf# the lab\r\n\r\nn1 slots=8   # eight\r\n  \t\r\nnode-2.lab.org\tslots=4\r\n")
+    assert read_hostfile(path) == (Host("n1", 8), Host("node-2.lab.org", 4))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("n1: slots=8", "no colon after the name: 'n1 slots=8'"),
+        ("n1", "host 'n1' has no slots=N"),
+        ("n1 slots = 8", "expected slots=N after the name, found 'slots'"),
+        ("n1 slots=0", "slots=0: expected 1 to 1024"),
+        ("n1 slots=-1", "expected slots=N after the name, found 'slots=-1'"),
+        ("n1 slots=8abc", "expected slots=N after the name, found 'slots=8abc'"),
+        ("n1 slots=99999999999999999999", "expected 1 to 1024"),
+        ("n1 slots=8 max_slots=16", "unexpected 'max_slots=16' after slots=8"),
+        ("-oProxyCommand=id slots=1", "host '-oProxyCommand=id' would be an option to ssh"),
+        ("me@n1 slots=1", "'me@n1' is no host name"),
+        ("slots=8", "'slots=8' is no host name"),
+        ("N0 slots=2", "host 'N0' stands in line 1 already"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(line, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_hostfile(f"n0 slots=8\n{line}\n", "hosts")
+    assert caught.value.what.startswith("hosts:2: ") and message in caught.value.what
+    assert "NAME slots=N" in caught.value.mend
+
+
+def test_all_bad_lines_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_hostfile("a\nb slots=1\nb slots=2\nc: slots=1\n", "h")
+    assert [line.split(" ")[0] for line in caught.value.what.splitlines()] == ["h:1:", "h:3:", "h:4:"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_never_become_hosts(name):
+    with pytest.raises(ConfigError):
+        parse_hostfile(f"{name} slots=1\n")
+
+
+@given(st.text(max_size=60))
+def test_whatever_is_read_the_names_are_plain(text):
+    try:
+        hosts = parse_hostfile(text)
+    except ConfigError:
+        return
+    for host in hosts:
+        assert host.name[0].isalnum() and set(host.name) <= set(
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+        )
+        assert 1 <= host.slots <= 1024
+
+
+def test_a_missing_an_empty_and_a_binary_file_are_errors(tmp_path):
+    with pytest.raises(ConfigError, match="hostfile not found"):
+        read_hostfile(tmp_path / "nowhere")
+    (tmp_path / "empty").write_text("# nobody\n")
+    with pytest.raises(ConfigError, match="names no host"):
+        read_hostfile(tmp_path / "empty")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00n")
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_hostfile(tmp_path / "binary")
