@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from slm.cli import commands, pipeline
+from slm.cli import commands, doctor, pipeline
 from slm.errors import run_entry
 
 HELP = "Train spoken language models in stages; measure forgetting, and prevent it."
@@ -22,6 +22,7 @@ app.command("validate")(commands.validate)
 app.command("train")(commands.train)
 app.command("pipeline")(pipeline.pipeline)
 app.command("status")(pipeline.status)
+app.command("doctor")(doctor.doctor)
 app.command("merge")(commands.merge)
 app.command("eval")(commands.evaluate)
 app.command("report")(commands.report)
