@@ -25,6 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--with", dest="overlays", nargs="+", action="extend", default=[], help="overlay YAMLs, in order"
     )
+    parser.add_argument("--env-file", help="KEY=value lines, mode 0600: variables to set first")
     parser.add_argument("--set", dest="sets", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -37,6 +38,10 @@ def main() -> int:
     args = parse(sys.argv[1:])
     from slm.cluster.ranks import adopt_ranks
 
+    if args.env_file is not None:
+        from slm.cluster.environment import adopt_environment
+
+        adopt_environment(args.env_file)
     adopt_ranks()
     if args.config is None:
         known = "\n".join(f"  {path.relative_to(ROOT)}" for path in sorted(ROOT.glob("ds_configs/*/*.yaml")))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slm.cluster.hostfile import Host
-from slm.cluster.reach import Report, ask_here, make_request
+from slm.cluster.reach import Report, ask_by_ssh, ask_here, make_request
 from slm.errors import from_os_error
 
 Level = Literal["ok", "warn", "bad"]
@@ -95,6 +95,21 @@ def examine(
         reports = ask(request)
     master = hosts[0].name if hosts else ""
     return judge(reports, Wanted(here, {host.name: host.slots for host in hosts}, master, port))
+
+
+def preflight(hosts: Sequence[Host], *, folder: Path, shared: Path) -> tuple[list[Finding], str]:
+    """What the doctor finds over ssh, and the address at which the other hosts know the first one."""
+    reports: list[Report] = []
+
+    def ask(request: dict[str, Any]) -> list[Report]:
+        reports.extend(ask_by_ssh(hosts, request))
+        return reports
+
+    findings = [*launcher_findings(hosts), *examine(ask, hosts, folder=folder, shared=shared)]
+    name = hosts[0].name
+    known = [report.facts["addresses"].get(name, "") for report in reports[1:] if report.facts]
+    outside = [address for address in known if address and not address.startswith("127.")]
+    return findings, outside[0] if outside else name
 
 
 class _Token:
@@ -253,7 +268,7 @@ _CHECKS: dict[str, Callable[[Report, Wanted], Outcome | None]] = {
 
 def launcher_findings(hosts: Sequence[Host]) -> Iterator[Finding]:
     """What this machine needs to start ranks on the hosts."""
-    for program in ("ssh", "pdsh") if len(hosts) > 1 else ("ssh",):
+    for program in ("ssh", "pdsh"):
         if shutil.which(program):
             yield Finding("here", program, "ok", "found")
         else:

@@ -59,6 +59,26 @@ def interface_towards(host):
     return next((name for name, other in known.items() if other == own), "")
 
 
+def address_of(host):
+    """The IPv4 address that this host knows another by; "" when it knows none."""
+    try:
+        return socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
+    except OSError:
+        return ""
+
+
+def outward_interface():
+    """The interface of the default route, or else the only one beside the loopback; "" when that is not clear.
+
+    For a host whose own name stands for 127.0.0.1, as Debian writes it into /etc/hosts.
+    """
+    towards = interface_towards("192.0.2.1")  # TEST-NET-1: nobody's, so the default route leads there
+    if towards:
+        return towards
+    others = [name for name in interfaces() if name != "lo"]
+    return others[0] if len(others) == 1 else ""
+
+
 def code_digest(folder):
     """sha256 over the Python files of `slm/` and `launcher/` below `folder`; "" when they are not there."""
     found = hashlib.sha256()
@@ -178,6 +198,7 @@ def collect(request):
         "code": code_digest(request["folder"]),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
+        "addresses": {peer: address_of(peer) for peer in request["peers"]},
         "towards": {peer: interface_towards(peer) for peer in request["peers"]},
         "port_free": port_is_free(request["port"]),
         "shared": shared_folder(shared, request["token"]),

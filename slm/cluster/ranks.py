@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-from slm.cluster.probe import interface_towards
+from slm.cluster.probe import interface_towards, outward_interface
 from slm.errors import MachineError
 
 FIRST_PORT, PORTS = 15000, 15000
@@ -102,7 +102,9 @@ def adopt_ranks(environment: MutableMapping[str, str] | None = None) -> None:
     if all(name in environment for name in SOCKET_VARIABLES):
         return
     interface = interface_towards(address)
-    if interface and interface != "lo":
+    if interface == "lo":  # rank 0's own host, by a name that stands for the loopback there
+        interface = outward_interface()
+    if interface:
         for name in SOCKET_VARIABLES:
             environment.setdefault(name, interface)
 
