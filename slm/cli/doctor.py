@@ -45,8 +45,10 @@ def doctor(
             return ask_by_ssh(hosts, request)
         return _by_srun(request, site, nodes) if slurm else [ask_here(request)]
 
-    place = {"folder": ROOT, "shared": runs_folder(shared), "port": port}
-    findings = [*(launcher_findings(hosts) if hosts else ()), *examine(ask, hosts, clear_locks=clear_locks, **place)]
+    findings = [
+        *(launcher_findings(hosts) if hosts else ()),
+        *examine(ask, hosts, folder=ROOT, shared=runs_folder(shared), port=port, clear_locks=clear_locks),
+    ]
     bad = sum(finding.level == "bad" for finding in findings)
     if as_json:
         print(json.dumps({"ok": not bad, "findings": [asdict(finding) for finding in findings]}, indent=1))
