@@ -48,15 +48,17 @@ def main() -> int:
         raise ConfigError(f"usage: launcher/train.py --config STAGE.yaml [key=value …]\nthere are:\n{known}")
     overlays = [path for path in args.overlays if "=" not in path]
     overrides = [*args.sets, *(text for text in args.overlays if "=" in text), *args.overrides]
+    from slm.cluster.hostfile import check_launchers_hostfile
     from slm.config.loader import load_config
     from slm.config.stage import StageConfig
     from slm.log import rank
 
     try:
+        check_launchers_hostfile()
         config = load_config(StageConfig, args.config, overrides, overlays)
     except ConfigError as error:
         if rank() > 0:
-            return error.exit_code  # every rank reads the same file; rank 0 says what is wrong with it
+            return error.exit_code  # every rank reads the same files; rank 0 says what is wrong with them
         raise
     if args.print_config:
         import yaml

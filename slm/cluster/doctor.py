@@ -23,6 +23,8 @@ CLOCK_WARN_S, CLOCK_BAD_S = 1.0, 10.0
 DISK_BAD_GIB, DISK_WARN_GIB = 2.0, 20.0
 SHM_WARN_GIB = 1.0
 DEFAULT_PORT = 29500
+ANY_PORT = 0
+"""A pipeline draws a port for each step: none has to be free beforehand."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def preflight(hosts: Sequence[Host], *, folder: Path, shared: Path) -> tuple[lis
         reports.extend(ask_by_ssh(hosts, request))
         return reports
 
-    findings = [*launcher_findings(hosts), *examine(ask, hosts, folder=folder, shared=shared)]
+    findings = [*launcher_findings(hosts), *examine(ask, hosts, folder=folder, shared=shared, port=ANY_PORT)]
     name = hosts[0].name
     known = [report.facts["addresses"].get(name, "") for report in reports[1:] if report.facts]
     outside = [address for address in known if address and not address.startswith("127.")]
@@ -192,7 +194,7 @@ def _clock(report: Report, wanted: Wanted) -> Outcome:
 
 
 def _port(report: Report, wanted: Wanted) -> Outcome | None:
-    if wanted.master not in ("", report.host):
+    if wanted.port == ANY_PORT or wanted.master not in ("", report.host):
         return None
     if report.facts["port_free"]:
         return "ok", f"{wanted.port} is free", ""

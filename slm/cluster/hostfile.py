@@ -6,7 +6,9 @@ for 8, and hands a host called `-oProxyCommand=…` to ssh as an option. Here ea
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,3 +97,44 @@ def _problem(words: list[str]) -> str:
     if not 1 <= int(slots[1][:9]) <= MAX_SLOTS:
         return f"{rest[0]}: expected 1 to {MAX_SLOTS}"
     return f"unexpected {' '.join(rest[1:])!r} after {rest[0]}" if rest[1:] else ""
+
+
+def check_launchers_hostfile() -> None:
+    """Read the hostfile that the `deepspeed` above this process was given, where it started the ranks right here.
+
+    That is where it has fallen back to this machine alone, because the file is missing, or names one host.
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+    """
+    for argv in _ancestors(os.getpid()):
+        path = hostfile_argument(argv)
+        if path is not None:
+            read_hostfile(path)
+            return
+
+
+def hostfile_argument(argv: Sequence[str]) -> str | None:
+    """The hostfile in a command line of DeepSpeed's launcher; None without one, and in any other command line."""
+    names = [Path(word).name for word in argv[:3]]
+    if "deepspeed" not in names:
+        return None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word in ("--hostfile", "-H"):
+            return following
+        if word.startswith("--hostfile="):
+            return word.partition("=")[2]
+        if word.endswith(".py"):
+            return None  # the script's own arguments begin
+    return None
+
+
+def _ancestors(pid: int, most: int = 4) -> Iterator[list[str]]:
+    """Command lines of a process's parents, the nearest first; on other systems than Linux, none."""
+    for _ in range(most):
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            pid = int(status.partition("PPid:")[2].split(maxsplit=1)[0])
+            yield Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except (OSError, ValueError, IndexError):
+            return

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.cluster.hostfile import Host, parse_hostfile, read_hostfile
+from slm.cluster.hostfile import Host, hostfile_argument, parse_hostfile, read_hostfile
 from slm.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = ["a;rm -rf x", "`id`", "$(id)", "a\nb", "-oProxyCommand=id", "a b", "a|b", "a&b", "a'b", 'a"b', "a$b", "\x00"]
 
 
@@ -76,3 +82,36 @@ def test_a_missing_an_empty_and_a_binary_file_are_errors(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00n")
     with pytest.raises(ConfigError, match="can't be read"):
         read_hostfile(tmp_path / "binary")
+
+
+def test_the_example_is_a_hostfile():
+    assert [host.slots for host in read_hostfile(ROOT / "launcher" / "hosts.example")] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("python /env/bin/deepspeed --hostfile h --num_gpus 2 launcher/train.py", "h"),
+        ("/env/bin/deepspeed --hostfile=a/h train.py", "a/h"),
+        ("deepspeed -H h train.py", "h"),
+        ("deepspeed train.py --hostfile h", None),
+        ("python train.py --hostfile h", None),
+        ("bash", None),
+    ],
+)
+def test_the_hostfile_of_a_launchers_command_line(line, path):
+    assert hostfile_argument(line.split()) == path
+
+
+def test_a_hostfile_that_deepspeed_did_not_find_stops_the_training_it_started_here(tmp_path):
+    """DeepSpeed itself warns, and trains on this machine alone."""
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    script = ["launcher/train.py", "--config", "ds_configs/tiny/asr.yaml", "out=o", "model.base=b", "data.shards=s"]
+    done = subprocess.run(
+        [deepspeed, "--hostfile", str(tmp_path / "nowhere"), "--num_gpus", "1", *script, "--print-config"],
+        cwd=ROOT,
+        env={**os.environ, "LOCAL_SIZE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert "error: hostfile not found" in done.stderr + done.stdout and done.returncode != 0

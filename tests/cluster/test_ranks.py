@@ -150,6 +150,16 @@ def test_the_interface_towards_another_host_is_set_unless_it_is():
     assert chosen == before
 
 
+def test_every_rank_takes_the_interface_towards_rank_0(monkeypatch):
+    far = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "1"}
+    monkeypatch.setattr("slm.cluster.ranks.outward_interface", lambda: "out0")
+    for towards, chosen in (("eth7", "eth7"), ("lo", "out0"), ("", None)):
+        monkeypatch.setattr("slm.cluster.ranks.interface_towards", lambda host, found=towards: found)
+        environment = dict(far)
+        adopt_ranks(environment)
+        assert environment.get("GLOO_SOCKET_IFNAME") == chosen == environment.get("NCCL_SOCKET_IFNAME")
+
+
 def test_the_entry_refuses_contradictions_and_accepts_local_rank(tmp_path):
     argv = [sys.executable, "launcher/train.py", "--local_rank=0", "--config", "ds_configs/tiny/asr.yaml"]
     values = ["out=o", "model.base=b", "data.shards=s", "--print-config"]
