@@ -1,6 +1,6 @@
 # Everything here works on a fresh clone: the environment is made on demand, by the first command.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check clean
+.PHONY: help quickstart test test-slow test-cluster check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(READY) ## speech to spoken language model, its forgetting and the remedies: runs/quickstart/report.html
 	$(BIN)/python launcher/pipeline.py ds_configs/pipelines/tiny.yaml
@@ -18,6 +18,10 @@ test: $(READY) ## all tests, no network and no GPU needed
 
 test-slow: $(READY) ## the tests that take minutes each
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-cluster: $(READY) ## two hosts with real ssh on this machine; as root, on Debian: installs openssh-server, pdsh, iproute2
+	apt-get install -y -qq openssh-server pdsh iproute2
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs
 
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--with", dest="overlays", nargs="+", action="extend", default=[], help="overlay YAMLs, in order"
     )
+    parser.add_argument("--env-file", help="KEY=value lines, mode 0600: variables to set first")
     parser.add_argument("--set", dest="sets", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -35,20 +36,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main() -> int:
     """Load the configuration, then train."""
     args = parse(sys.argv[1:])
+    from slm.cluster.ranks import adopt_ranks
+
+    if args.env_file is not None:
+        from slm.cluster.environment import adopt_environment
+
+        adopt_environment(args.env_file)
+    adopt_ranks()
     if args.config is None:
         known = "\n".join(f"  {path.relative_to(ROOT)}" for path in sorted(ROOT.glob("ds_configs/*/*.yaml")))
         raise ConfigError(f"usage: launcher/train.py --config STAGE.yaml [key=value …]\nthere are:\n{known}")
     overlays = [path for path in args.overlays if "=" not in path]
     overrides = [*args.sets, *(text for text in args.overlays if "=" in text), *args.overrides]
+    from slm.cluster.hostfile import check_launchers_hostfile
     from slm.config.loader import load_config
     from slm.config.stage import StageConfig
     from slm.log import rank
 
     try:
+        check_launchers_hostfile()
         config = load_config(StageConfig, args.config, overrides, overlays)
     except ConfigError as error:
         if rank() > 0:
-            return error.exit_code  # every rank reads the same file; rank 0 says what is wrong with it
+            return error.exit_code  # every rank reads the same files; rank 0 says what is wrong with them
         raise
     if args.print_config:
         import yaml

@@ -105,14 +105,16 @@ def run_entry(main: Callable[[], int | None]) -> int:
     """Run an entry's body and map what it raises to printed lines and an exit code.
 
     `SLM_DEBUG=1` shows the traceback too. Faults of ours (anything but `SlmError`, `OSError` of a
-    full or forbidden disk, and Ctrl-C) keep their traceback.
+    full or forbidden disk, and Ctrl-C) keep their traceback. Values of secret environment variables are not shown.
     """
+    from slm.log import redact
+
     try:
         return main() or 0
     except SlmError as error:
         if os.environ.get("SLM_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
+            print(redact(traceback.format_exc()), file=sys.stderr)
+        print(redact(f"error: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -121,5 +123,5 @@ def run_entry(main: Callable[[], int | None]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         known = from_os_error(error, "writing")
-        print(f"error: {known}", file=sys.stderr, flush=True)
+        print(redact(f"error: {known}"), file=sys.stderr, flush=True)
         return known.exit_code

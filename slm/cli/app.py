@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from slm.cli import build, commands, pipeline, plan
+from slm.cli import build, commands, doctor, pipeline, plan
 from slm.cli import data as shards
 from slm.errors import run_entry
 
@@ -24,6 +24,7 @@ app.command("plan")(plan.plan)
 app.command("train")(commands.train)
 app.command("pipeline")(pipeline.pipeline)
 app.command("status")(pipeline.status)
+app.command("doctor")(doctor.doctor)
 app.command("merge")(commands.merge)
 app.command("export")(commands.export)
 app.command("eval")(commands.evaluate)

@@ -37,9 +37,11 @@ def train(
     overlay: Annotated[list[str] | None, typer.Option("--with", help="YAML laid over it; may be repeated.")] = None,
 ) -> int:
     """Train one stage in this process (several ranks: deepspeed launcher/train.py …)."""
+    from slm.cluster.ranks import adopt_ranks
     from slm.config.loader import load_config
     from slm.config.stage import StageConfig
 
+    adopt_ranks()
     path = need(config, "slm train --config CONFIG [--with OVERLAY] [key=value …]", "ds_configs/*/*.yaml")
     stage = load_config(StageConfig, path, overrides or [], overlay or [])
     from slm.engine.distributed import prepare_environment

@@ -9,6 +9,8 @@ from typing import Any
 from slm.config.loader import dotted, load_config, read_layers
 from slm.errors import ConfigError
 
+SITE_KEYS = {"partition", "account", "qos", "nodes", "gpus_per_node", "setup", "env_file", "signal_s"}
+
 
 def load_any(path: str, overrides: Sequence[str], overlays: Sequence[str]) -> tuple[str, list[str]]:
     """Validate a YAML of any kind.
@@ -21,13 +23,17 @@ def load_any(path: str, overrides: Sequence[str], overlays: Sequence[str]) -> tu
     """
     from slm.config.evaluation import EvalJob
     from slm.config.jobs import load_data_job
+    from slm.config.site import SiteConfig
     from slm.config.stage import StageConfig
     from slm.config.zero import read_zero_json
     from slm.pipeline.planner import load_pipeline, make_plan
 
     layer = read_layers(path, overrides, overlays)
     needed = {"out": "runs/…"}
-    if "steps" in layer.values:
+    if SITE_KEYS & set(layer.values):
+        load_config(SiteConfig, path, overrides, overlays)
+        kind = "site"
+    elif "steps" in layer.values:
         make_plan(load_pipeline(path, overrides))
         kind = "pipeline"
     elif "stage" in layer.values:

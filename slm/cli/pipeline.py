@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +21,17 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160
 """Columns of tables in a file or a pipe."""
-USAGE = "pipeline PIPELINE [--dry-run] [--only STEP] [--from STEP] [--status] [key=value …]"
+USAGE = (
+    "pipeline PIPELINE [--where local|hostfile|slurm] [--dry-run] [--only STEP] [--from STEP] [--status] [key=value …]"
+)
+
+
+class Where(enum.StrEnum):
+    """Where train steps run: `local` on this machine, `hostfile` over ssh, `slurm` as a job for each step."""
+
+    local = "local"
+    hostfile = "hostfile"
+    slurm = "slurm"
 
 
 def pipeline(
@@ -30,6 +42,9 @@ def pipeline(
     start: Annotated[
         str | None, typer.Option("--from", metavar="STEP", help="Make this step and all that comes from it again.")
     ] = None,
+    where: Annotated[Where, typer.Option(help="Where the steps run.")] = Where.local,
+    hostfile: Annotated[str | None, typer.Option(help="Hosts of the train steps, for --where hostfile.")] = None,
+    site: Annotated[str | None, typer.Option(help="Site file: what SLURM is told; variables for all hosts.")] = None,
     show: Annotated[bool, typer.Option("--status", help="Show what is done, running or stale, and why.")] = False,
 ) -> None:
     """Make everything a pipeline's YAML asks for that is not made yet."""
@@ -38,25 +53,45 @@ def pipeline(
     from slm.pipeline.planner import load_pipeline, make_plan
 
     path = need(config, USAGE, "ds_configs/pipelines/*.yaml")
-    plan = make_plan(load_pipeline(path, overrides or []), source=(path, *(overrides or [])))
+    if (where is Where.hostfile) != (hostfile is not None):
+        raise ConfigError("--where hostfile and --hostfile FILE go together", mend="--where hostfile --hostfile hosts")
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    pipe, source = load_pipeline(path, overrides or []), (path, *(overrides or []))
+    if where is not Where.local and not show:
+        from slm.cli import elsewhere
+
+        plan = elsewhere.plan_for(where.value, pipe, source, hostfile)
+    else:
+        plan = make_plan(pipe, source=source)
     if show:
         from slm.pipeline.status import show_status
 
         show_status(plan, console)
-    elif dry_run:
-        from slm.pipeline.commands import shown
-        from slm.pipeline.run import choose
+        return
+    from slm.pipeline.run import choose
 
+    if dry_run:
         chosen = choose(plan, only=only, start=start)
-        for i, step in enumerate(plan.steps, 1):
-            if step.name not in chosen:
-                continue
+        if where is Where.slurm:
+            elsewhere.show_scripts(plan, chosen, site)
+        else:
+            _show_commands(plan, chosen, console)
+    elif where is Where.slurm:
+        elsewhere.submit(plan, choose(plan, only=only, start=start), site, console, again=start is not None)
+    else:
+        if hostfile is not None:
+            plan = elsewhere.ready_hosts(plan, hostfile, site)
+        _run(plan, console, only, start)
+
+
+def _show_commands(plan: Plan, chosen: Collection[str], console: Console) -> None:
+    from slm.pipeline.commands import shown
+
+    for i, step in enumerate(plan.steps, 1):
+        if step.name in chosen:
             console.print(f"# {i}/{len(plan.steps)} {step.name}", highlight=False, markup=False, soft_wrap=True)
             line = shown(step.argv, step.environment)
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    else:
-        _run(plan, console, only, start)
 
 
 def _run(plan: Plan, console: Console, only: str | None, start: str | None) -> None:

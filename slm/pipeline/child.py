@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.artifact import STATUS, find_manifest, is_current, read_status
+from slm.cluster.environment import without_forwarded
 from slm.config.base import input_fingerprints
 from slm.errors import MachineError, PreemptedError, SlmError, from_os_error
 from slm.pipeline import commands
@@ -56,7 +57,8 @@ class Child:
         self._offset = self._output.tell()
         self._output.write(f"$ {commands.shown(step.argv, step.environment)}\n")
         self._output.flush()
-        environment = {**os.environ, **step.environment, TOKEN: self.token, "PYTHONUNBUFFERED": "1"}
+        own = without_forwarded(os.environ) if "--hostfile" in step.argv else os.environ
+        environment = {**own, **step.environment, TOKEN: self.token, "PYTHONUNBUFFERED": "1"}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         argv = executable(step.argv)
         try:

@@ -15,6 +15,7 @@ from slm.config.jobs import load_data_job
 from slm.config.loader import dotted, from_mapping, load_config, read_layers
 from slm.config.models import DiscountJob, ExpandJob, MergeJob
 from slm.config.pipeline import (
+    AnyStep,
     DataStep,
     DiscountStep,
     EvalStep,
@@ -51,16 +52,27 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> PipelineCo
 
 
 def make_plan(
-    config: PipelineConfig, *, source: tuple[str, ...] = (), cores: int | None = None, has_gpu: bool | None = None
+    config: PipelineConfig,
+    *,
+    source: tuple[str, ...] = (),
+    cores: int | None = None,
+    has_gpu: bool | None = None,
+    launch: commands.Launch = commands.on_this_machine,
 ) -> Plan:
     """Resolve every step's own configuration and put the steps in order.
+
+    Args:
+        source: the YAML and its overrides, for the record.
+        cores, has_gpu: of this machine; found when not given.
+        launch: starts the ranks of train steps. Elsewhere than here they take the whole plan's slots, and no
+            variable is derived from this machine.
 
     Raises:
         ConfigError: problems of all the steps' configurations at once, or a cycle.
     """
     cores = cores or len(os.sched_getaffinity(0))
     has_gpu = Path("/dev/nvidiactl").exists() if has_gpu is None else has_gpu
-    planner = _Planner(config, config.slots or cores, cores, has_gpu)
+    planner = _Planner(config, config.slots or cores, cores, has_gpu, launch)
     made: dict[str, Step] = {}
     problems: list[str] = []
     for name in _ordered(config):
@@ -119,6 +131,7 @@ class _Planner:
     slots: int
     cores: int
     has_gpu: bool
+    launch: commands.Launch
 
     @property
     def run(self) -> Path:
@@ -144,14 +157,26 @@ class _Planner:
             "report": self._report,
         }
         job, argv, slots = makers[step.kind](name, step)
+        environment = self._environment(step, slots)
+        folder = Path(self.folder(name))
+        return Step(name, step.kind, folder, _needs(self.config, name), job, tuple(argv), environment, slots)
+
+    @property
+    def is_local(self) -> bool:
+        return self.launch is commands.on_this_machine
+
+    def _environment(self, step: AnyStep, slots: int) -> dict[str, str]:
+        train = isinstance(step, TrainStep)
+        if not self.is_local and (train or self.launch is commands.in_a_batch_job):
+            through = {} if self.launch is commands.in_a_batch_job else commands.hosts_environment()
+            return through | (commands.cpu_environment() if self.config.device == "cpu" else {})
         on_gpu = self.has_gpu and self.config.device != "cpu"
         environment = {"CUDA_VISIBLE_DEVICES": ""} if self.has_gpu and not on_gpu else {}
         if isinstance(step, TrainStep):
             environment |= commands.train_environment(step.ranks or self.config.ranks, self.cores, on_gpu)
         elif slots < self.slots:
             environment["OMP_NUM_THREADS"] = str(slots)
-        folder = Path(self.folder(name))
-        return Step(name, step.kind, folder, _needs(self.config, name), job, tuple(argv), environment, slots)
+        return environment
 
     def _data(self, name: str, step: DataStep) -> tuple[Job, list[str], int]:
         values = {"out": self.folder(name), **step.set}
@@ -172,9 +197,10 @@ class _Planner:
             values["replay"] = [{"shards": self.shards(text), "ratio": ratio} for text, ratio in step.replay.items()]
         values.update(step.set)
         overlays = [find_config(overlay) for overlay in step.overlays]
-        slots = min(step.slots or self.slots, self.slots)
+        slots = min(step.slots or self.slots, self.slots) if self.is_local else self.slots
         job = load_config(StageConfig, find_config(step.config), commands.overrides(values), overlays)
-        return job, commands.train(step.config, step.overlays, values, step.ranks or self.config.ranks), slots
+        script = commands.train(step.config, step.overlays, values)
+        return job, self.launch(script, step.ranks or self.config.ranks), slots
 
     def _expand(self, name: str, step: ExpandStep) -> tuple[Job, list[str], int]:
         values = {"out": self.folder(name), "model": self.folder(step.model)}

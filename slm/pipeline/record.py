@@ -28,6 +28,7 @@ class Record:
         old = read_record(plan.folder)
         known = {entry["name"]: entry for entry in old.get("steps", [])}
         self.steps = {step.name: _entry(step, known.get(step.name, {})) for step in plan.steps}
+        self.jobs: dict[str, str] = dict(old.get("slurm", {}))
         self.head = {
             "name": plan.config.name,
             "title": plan.config.title,
@@ -62,9 +63,15 @@ class Record:
         self.steps[step.name].update(begun="", seconds=0.0, attempts=0, state="")
         self.write()
 
+    def submitted(self, name: str, job: str) -> None:
+        """A step (or the array before it) was handed to SLURM under this number."""
+        self.jobs[name] = job
+        self.write()
+
     def write(self) -> None:
         """Write the file."""
-        write_json(self.path, {**self.head, "steps": list(self.steps.values())})
+        jobs = {"slurm": self.jobs} if self.jobs else {}
+        write_json(self.path, {**self.head, **jobs, "steps": list(self.steps.values())})
 
 
 def read_record(run: str | Path) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class Row:
 
 def rows(plan: Plan) -> list[Row]:
     """How every step stands, running and failed ones told apart from those merely not done."""
-    record = {entry["name"]: entry for entry in read_record(plan.folder).get("steps", [])}
+    kept = read_record(plan.folder)
+    record = {entry["name"]: entry for entry in kept.get("steps", [])}
+    jobs: dict[str, str] = kept.get("slurm", {})
     held = is_held(plan.folder)
     found = []
     for step, state in zip(plan.steps, states(plan).values(), strict=True):
@@ -53,6 +55,8 @@ def rows(plan: Plan) -> list[Row]:
             status = read_status(step.folder) or {}
             if status.get("steps"):
                 why = f"{status['state']} at step {status['step']} of {status['steps']}; continues"
+        if word != "done" and step.name in jobs:
+            why = f"SLURM job {jobs[step.name]}" + (f"; {why}" if why else "")
         found.append(Row(step.name, step.kind, word, why, float(entry.get("seconds", 0.0))))
     return found
 

@@ -195,7 +195,7 @@ def setting_of(config: StageConfig, zero: dict[str, Any], *, world: int, hosts: 
     """The setting of a stage on so many ranks."""
     model = config.model
     bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu)
-    parallel = getattr(model, "vocabulary_parallel", False)
+    parallel = model.vocabulary_parallel
     whole = model.train == "full" or model.vocabulary == "full"
     offloads = offload_device(zero, "offload_optimizer") != "none"
     return Setting(
@@ -205,6 +205,6 @@ def setting_of(config: StageConfig, zero: dict[str, Any], *, world: int, hosts: 
         zero=zero,
         tokens=config.data.pack.length * config.batch.micro_rows,
         recomputed=recomputed_share(model.activation_checkpointing, layers),
-        chunk=getattr(model, "head_chunk", None) or (2048 if gpu else 128),
+        chunk=model.head_chunk or (2048 if gpu else 128),
         split_tables=parallel is True or (parallel == "auto" and whole and not offloads),
     )

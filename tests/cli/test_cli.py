@@ -77,6 +77,7 @@ def test_shipped_pipelines_are_valid(path, capsys):
         ("ds_configs/tiny/sqa.yaml", "stage"),
         ("ds_configs/eval/tiny.yaml", "evaluation"),
         ("data_shards/jobs/tiny.yaml", "data job"),
+        ("ds_configs/sites/example.yaml", "site"),
     ],
 )
 def test_validate_knows_each_kind(path, kind, capsys):

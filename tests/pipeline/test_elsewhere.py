@@ -1,0 +1,183 @@
+"""Pipelines whose steps run elsewhere: SLURM's scripts and submissions, and commands through pdsh."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slm.cli.app import main
+from slm.errors import ConfigError
+from slm.pipeline import commands
+from slm.pipeline.record import read_record
+
+ROOT = Path(__file__).parents[2]
+PICO = "ds_configs/pipelines/pico.yaml"
+SITE = "ds_configs/sites/example.yaml"
+CANARY = "canary-51d7-do-not-show"
+RECORD = """#!{python}
+import json, os, sys
+with open({log!r}, "a") as file:
+    file.write(json.dumps({{"argv": sys.argv, "environment": dict(os.environ)}}) + "\\n")
+{body}
+"""
+
+
+@pytest.fixture(autouse=True)
+def at_the_top(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """`stand_in(name, body)` puts a recording program first on the PATH; `stand_in.calls()` are its calls."""
+    (tmp_path / "bin").mkdir()
+    log = tmp_path / "calls.jsonl"
+    log.touch()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    def add(name, body):
+        path = tmp_path / "bin" / name
+        path.write_text(RECORD.format(python=sys.executable, log=str(log), body=body))
+        path.chmod(0o755)
+
+    add.calls = lambda: [json.loads(line) for line in log.read_text().splitlines()]
+    return add
+
+
+SBATCH = "n = sum('sbatch' in line for line in open({log!r})); print(f'{{100 + n}};lab')"
+
+
+def through_a_shell(word: str) -> list[str]:
+    """What DeepSpeed and pdsh make of a word of the command: joined by spaces, read by the host's shell."""
+    sent = f'"{word}"' if " " in word else word
+    done = subprocess.run(["sh", "-c", f"printf '%s\\0' {sent}"], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a b", "a;touch x", "`touch x`", "$(touch x)", "$HOME", "-rf", "it's", 'q"q', "a\\b", "ü", "50%n", "x\ny", "", "~"]
+    + [[{"shards": "r/a b", "ratio": 0.1}], {"limit": 8}, True, None, 0.5, "runs/x"],
+)
+def test_every_value_survives_deepspeed_pdsh_and_the_hosts_shell(value):
+    script = ["launcher/train.py", "--config", "c.yaml", commands.override("a.b", value)]
+    argv = commands.on_hosts(script, 2, hostfile="hosts", master="n1", env_file="runs/x/.env")
+    assert "--force_multi" in argv and argv[argv.index("--master_addr") + 1] == "n1"
+    (word,) = through_a_shell(argv[-1])
+    key, _, text = word.partition("=")
+    assert key == "a.b" and "%" not in word and yaml.safe_load(f"value: {text}")["value"] == value
+
+
+@pytest.mark.parametrize("name", ["a b.yaml", "50%.yaml", "a\nb.yaml"])
+def test_file_names_that_pdsh_would_change_are_refused(name):
+    with pytest.raises(ConfigError, match="can't go through pdsh"):
+        commands.on_hosts(["launcher/train.py", "--config", name], 2, hostfile="h", master="n1", env_file="e")
+
+
+def test_file_names_with_a_shells_characters_are_quoted():
+    script = ["launcher/train.py", "--config", "a;touch${IFS}x.yaml"]
+    argv = commands.on_hosts(script, 2, hostfile="h", master="n1", env_file="e")
+    assert through_a_shell(argv[-1]) == ["a;touch${IFS}x.yaml"]
+
+
+def test_a_dry_run_for_hosts_needs_none(tmp_path, capsys):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("n1 slots=1\r\nn2 slots=1\n")
+    argv = ["pipeline", PICO, "--where", "hostfile", "--hostfile", str(hosts), "--dry-run", f"runs={tmp_path}"]
+    assert main(argv) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "launcher/train.py" in line]
+    assert len(lines) == 7 and all(f"--hostfile {hosts}" in line and "--master_addr n1" in line for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["hosts"]
+    hosts.write_text("n1: slots=1\n")
+    assert main(argv) == 2
+    assert main(["pipeline", PICO, "--where", "hostfile"]) == 2
+    assert main(["pipeline", PICO, "--hostfile", str(hosts)]) == 2
+    assert "go together" in capsys.readouterr().err
+
+
+def test_hosts_that_are_not_fit_stop_a_pipeline_before_it_starts(tmp_path, capsys, stand_in):
+    stand_in("ssh", "print('no route to host', file=sys.stderr); sys.exit(255)")
+    (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
+    argv = ["pipeline", PICO, "--where", "hostfile", "--hostfile", str(tmp_path / "hosts"), f"runs={tmp_path}/runs"]
+    assert main(argv) == 4
+    shown = capsys.readouterr()
+    assert shown.out.count("no route to host") == 2 and "not fit to train: " in shown.err
+    assert not (tmp_path / "runs" / "pico" / "pipeline.json").exists()
+
+
+def test_the_dry_run_for_slurm_is_scripts_that_bash_reads_in_a_second_without_torch(tmp_path):
+    argv = ["pipeline", PICO, "--where", "slurm", "--site", SITE, "--dry-run", f"runs={tmp_path}/runs"]
+    code = f"import sys, slm.cli.app as a; code = a.main({argv!r}); sys.exit(code or 9 * ('torch' in sys.modules))"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.5
+    scripts = done.stdout.split("#!/usr/bin/env bash\n")[1:]
+    assert len(scripts) == 20 and not (tmp_path / "runs").exists()
+    assert all(subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0 for text in scripts)
+    train = next(text for text in scripts if "--job-name=pico.llm\n" in text)
+    assert "slm_step train" in train and "srun --export=ALL --kill-on-bad-exit=1" in train and "--nodes=2" in train
+
+
+def test_every_step_is_submitted_after_those_it_needs_and_no_secret_is_shown(tmp_path, capsys, stand_in, monkeypatch):
+    stand_in("sbatch", SBATCH.format(log=str(tmp_path / "calls.jsonl")))
+    stand_in("squeue", "print('103')")
+    secrets = tmp_path / "secrets"
+    secrets.write_text(f"OUR_PASSWORD='{CANARY}'\n")
+    secrets.chmod(0o600)
+    monkeypatch.setenv("HF_TOKEN", f"{CANARY}-2")
+    (tmp_path / "site.yaml").write_text(f"partition: gpu\nenv_file: {secrets}\n")
+    argv = ["pipeline", PICO, "--where", "slurm", "--site", str(tmp_path / "site.yaml"), f"runs={tmp_path}/runs"]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    run = tmp_path / "runs" / "pico"
+    calls = [call["argv"][1:] for call in stand_in.calls()]
+    ids = {Path(call[-1]).stem: str(101 + i) for i, call in enumerate(calls)}
+    waits = {Path(call[-1]).stem: call[1].partition("afterok:")[2].split(":") for call in calls if len(call) == 3}
+    assert len(calls) == 20 and all(call[0] == "--parsable" for call in calls)
+    assert waits["pico.naive-tts"] == [ids["pico.base"], ids["pico.naive-asr"], ids["pico.data"]]
+    assert waits["pico.evaluation"] == [ids["pico.evaluation.models"]] and "pico.data" not in waits
+    assert read_record(run)["slurm"]["llm"] == ids["pico.llm"]
+    assert f"20 jobs; slm status {run}" in shown
+
+    env_file = run / ".env"
+    assert env_file.stat().st_mode & 0o777 == 0o600 and env_file.read_text().count(CANARY) == 2
+    others = [path for path in run.rglob("*") if path.is_file() and path != env_file]
+    assert len(others) >= 22 and not [path for path in others if CANARY in path.read_text()]
+    assert CANARY not in shown + json.dumps(calls)
+
+    assert main(argv) == 4  # squeue still knows one of them
+    assert "scancel 103" in capsys.readouterr().err
+    stand_in("squeue", "sys.exit(1)")
+    assert main([*argv, "--only", "data"]) == 0
+    assert main(["status", str(run)]) in (0, 2)
+
+
+def test_sbatch_that_refuses_is_an_error_with_its_words(tmp_path, capsys, stand_in):
+    stand_in("sbatch", "print('sbatch: error: invalid account', file=sys.stderr); sys.exit(1)")
+    assert main(["pipeline", PICO, "--where", "slurm", f"runs={tmp_path}/runs"]) == 4
+    assert "sbatch refused: sbatch: error: invalid account" in capsys.readouterr().err
+    assert main(["pipeline", PICO, "--where", "slurm", "--from", "llm", f"runs={tmp_path}/runs"]) == 2
+
+
+@pytest.mark.parametrize("name", ["a;touch x", "`touch x`", "$(touch x)", "a\nb", "-rf"])
+def test_hostile_run_and_folder_names_never_reach_slurm(name, tmp_path, stand_in, capsys):
+    stand_in("sbatch", "print(1)")
+    argv = ["pipeline", PICO, "--where", "slurm"]
+    assert main([*argv, f"name={json.dumps(name)}", f"runs={tmp_path}/r"]) == 2
+    code = main([*argv, f"runs={json.dumps(f'{tmp_path}/{name}')}"])
+    if code == 0:  # a folder may be called so; then it is quoted
+        for call in stand_in.calls():
+            text = Path(call["argv"][-1]).read_text()
+            assert shlex.quote(f"{tmp_path}/{name}/pico/.env") in text
+    else:
+        assert code == 2 and not stand_in.calls()
+    assert not (ROOT / "x").exists()
