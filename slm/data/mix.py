@@ -111,9 +111,7 @@ def open_sources(
     with_units = [shards for shards in opened if shards.vocabulary.units is not None]
     for shards in opened:
         try:
-            require_same_vocabulary(
-                shards.vocabulary, model or (with_units or opened)[0].vocabulary, str(shards.folder)
-            )
+            require_same_vocabulary(shards.vocabulary, model or (with_units or opened)[0].vocabulary, shards.location)
         except DataError as error:
             failures.append(error)
     if len(failures) == 1:

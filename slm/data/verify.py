@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from slm.artifact import MANIFEST, Manifest, fingerprint_of, read_manifest
 from slm.data import format as fmt
 from slm.data.format import ShardIndex, group_key
 from slm.data.reader import Damage
+from slm.data.storage import Storage, open_storage
 from slm.errors import DataError, MachineError, from_os_error
 from slm.tokens.vocabulary import Vocabulary
 
@@ -30,42 +31,6 @@ COUNTED = ("groups", "samples", "tokens", "supervised_tokens")
 
 Progress = Callable[[int], None]
 """Called with the bytes read since the last call."""
-
-
-class Files(Protocol):
-    """Where the bytes come from."""
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None when that can't be known before it is read.
-
-        Raises:
-            FileNotFoundError: no such file.
-        """
-
-    def part(self, name: str, start: int, size: int) -> bytes | memoryview:
-        """Bytes of a file; fewer when it ends before.
-
-        Raises:
-            FileNotFoundError: no such file.
-            OSError: it can't be read.
-        """
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """A folder."""
-
-    folder: Path
-
-    def size(self, name: str) -> int:
-        """See `Files`."""
-        return (self.folder / name).stat().st_size
-
-    def part(self, name: str, start: int, size: int) -> bytes:
-        """See `Files`."""
-        with open(self.folder / name, "rb") as file:
-            file.seek(start)
-            return file.read(size)
 
 
 @dataclass
@@ -114,7 +79,7 @@ def verify_shards(folder: str | Path, *, full: bool = False, progress: Progress 
         DataError: no finished shard set of this format: there is nothing to check against.
     """
     manifest = set_manifest(folder)
-    files = LocalFiles(Path(folder))
+    files = open_storage(str(folder))
     entries: list[dict[str, Any]] = manifest.about["shards"]
     found = Verification(
         folder=str(folder),
@@ -179,7 +144,7 @@ def _check_manifest(manifest: Manifest) -> list[Damage]:
 class _Shard:
     """One shard and its index against its entry in the manifest."""
 
-    def __init__(self, files: Files, entry: dict[str, Any], vocabulary: str, progress: Progress | None) -> None:
+    def __init__(self, files: Storage, entry: dict[str, Any], vocabulary: str, progress: Progress | None) -> None:
         self.files, self.entry, self.vocabulary = files, entry, vocabulary
         self.file, self.index_file = entry["file"], entry["index"]
         self.progress = progress or (lambda _: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from shard_sets import make_samples, make_set
@@ -10,7 +11,8 @@ from shard_sets import make_samples, make_set
 from slm.artifact import MANIFEST
 from slm.data.format import shard_name
 from slm.data.reader import ShardSet
-from slm.data.verify import LocalFiles, set_bytes, set_manifest, verify_shards
+from slm.data.storage import LocalFolder
+from slm.data.verify import set_bytes, set_manifest, verify_shards
 from slm.errors import DataError
 
 NAMES = [shard_name(i) for i in range(4)]
@@ -156,7 +158,7 @@ def test_nothing_to_check_against(tmp_path, shard_set):
         verify_shards(shard_set)
 
 
-class Unsized(LocalFiles):
+class Unsized(LocalFolder):
     """A place that does not say how large its files are, as servers do."""
 
     def size(self, name):
@@ -164,7 +166,7 @@ class Unsized(LocalFiles):
 
 
 def test_where_sizes_are_not_known_the_end_of_a_shard_is_looked_for(shard_set, monkeypatch):
-    monkeypatch.setattr("slm.data.verify.LocalFiles", Unsized)
+    monkeypatch.setattr("slm.data.verify.open_storage", lambda folder: Unsized(Path(folder)))
     assert verify_shards(shard_set, full=True).ok
     cut(shard_set / NAMES[0], offsets(shard_set, 0)[2] + 100)
     (shard_set / NAMES[1]).write_bytes((shard_set / NAMES[1]).read_bytes() + b"x")
@@ -176,13 +178,13 @@ def test_where_sizes_are_not_known_the_end_of_a_shard_is_looked_for(shard_set, m
 
 
 def test_a_file_that_can_not_be_read_is_a_finding_and_the_others_are_checked(shard_set, monkeypatch):
-    class Broken(LocalFiles):
+    class Broken(LocalFolder):
         def part(self, name, start, size):
             if name == NAMES[1]:
                 raise OSError(5, "Input/output error", name)
             return super().part(name, start, size)
 
-    monkeypatch.setattr("slm.data.verify.LocalFiles", Broken)
+    monkeypatch.setattr("slm.data.verify.open_storage", lambda folder: Broken(Path(folder)))
     flip(shard_set / NAMES[2], 5)
     found = verify_shards(shard_set)
     assert places(found) == [(NAMES[1], None), (NAMES[2], None)]
