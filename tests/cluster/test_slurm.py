@@ -44,7 +44,7 @@ def options(text: str) -> list[str]:
 
 def test_a_train_step_asks_for_what_the_site_says():
     config = load_config(SiteConfig, EXAMPLE)
-    text = script(job("runs/x", "python", "launcher/train.py", kind="train"), config, place("/work place"))
+    text = script(job("runs/x", "python", "launcher/train.py", kind="train"), config, place("/a folder"))
     assert options(text) == [
         "--job-name=run.step",
         "--output=runs/x.log",
@@ -63,7 +63,7 @@ def test_a_train_step_asks_for_what_the_site_says():
         "--constraint=h100",
     ]
     lines = text.splitlines()
-    assert "cd '/work place'" in lines and "module load cuda" in lines
+    assert "cd '/a folder'" in lines and "module load cuda" in lines
     start = "srun --export=ALL --kill-on-bad-exit=1 --cpus-per-task=12 python launcher/train.py"
     assert lines[-1] == f"slm_step train runs/x 50 {start}"
 
