@@ -41,8 +41,13 @@ class Step:
 
     @property
     def identity(self) -> str:
-        """Changes with whatever would make another artifact of it, inputs left out."""
-        return digest({"kind": self.job.kind, "format": self.job.format, "config": self.job.identity()})
+        """Changes with whatever would make another artifact of it; what it needs has to be done.
+
+        Raises:
+            DataError: an input is missing or unfinished.
+        """
+        own = {"kind": self.job.kind, "format": self.job.format, "config": self.job.identity()}
+        return digest({**own, "inputs": input_fingerprints(self.job)})
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Record:
         }
 
     def begun_identity(self, name: str) -> str:
-        """Identity of the configuration with which the step was last begun; empty when never."""
+        """Identity (configuration and inputs) with which the step was last begun; empty when never."""
         return str(self.steps[name]["begun"])
 
     def begin(self, step: Step) -> None:
