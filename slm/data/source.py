@@ -17,8 +17,9 @@ import numpy as np
 
 from slm.artifact import digest
 from slm.data.held_out import HeldOut
-from slm.data.order import SourceOrder, WindowPlan
+from slm.data.order import SourceOrder
 from slm.data.plan_cache import PlanCache
+from slm.data.plans import WindowPlan
 from slm.data.reader import DamageError, Group, ShardSet
 from slm.errors import ConfigError, DataError
 

@@ -171,9 +171,7 @@ class Checkpoints:
             try:
                 manifest = self._manifest(path)
                 if manifest is None:
-                    raise CheckpointError(
-                        "has no manifest: not a checkpoint of this program, or damaged", where=str(path)
-                    )
+                    raise CheckpointError("has no manifest: damaged, or not of this program", where=str(path))
                 if self._is_other(manifest):
                     continue
                 verify(path, manifest)

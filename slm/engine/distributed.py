@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from slm.errors import MachineError, SlmError, from_os_error
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,23 @@ def raise_first(failure: SlmError | None) -> None:
         if error is not None:
             where = error.where if len(found) == 1 else f"{error.where} (rank {rank})".lstrip()
             raise type(error)(error.what, where=where, mend=error.mend) from failure
+
+
+def from_main(place: Place, find: Callable[[], Found]) -> Found:
+    """What `find` returns on rank 0, on every rank: what ranks look up by themselves may differ. Collective.
+
+    Raises:
+        SlmError: what `find` raised there.
+    """
+    found: list[Any] = [None]
+
+    def look() -> None:
+        if place.is_main:
+            found[0] = find()
+
+    together(look)
+    dist.broadcast_object_list(found, src=0)
+    return cast(Found, found[0])
 
 
 def together(act: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from slm.data.mix import open_sources, planned_steps, stage_loader, stage_source
 from slm.engine.anchor import Anchor
 from slm.engine.build import build_engine, use_bf16
 from slm.engine.checkpoint import Checkpoints
-from slm.engine.distributed import Place, find_place, process_group, together
+from slm.engine.distributed import Place, find_place, from_main, process_group, together
 from slm.engine.export import export
 from slm.engine.figures import Figures
 from slm.engine.fit import require_fit
@@ -155,7 +155,7 @@ def build_callbacks(config: StageConfig) -> Callbacks:
 
 
 def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader, seed: int) -> TrainState:
-    path = checkpoints.newest_valid()
+    path = from_main(checkpoints.place, checkpoints.newest_valid)  # others would meet what rank 0 renames next
     if path is None:
         return TrainState()
     together(lambda: checkpoints.set_aside_damaged(path))

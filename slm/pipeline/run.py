@@ -201,7 +201,8 @@ class _Run:
             return
         changed = state.word == "partial" and self.record.begun_identity(step.name) not in ("", step.identity)
         if step.kind == "train" and (state.word == "stale" or changed):
-            self.view.note(f"{step.name}: {state.why if not changed else 'configuration or inputs changed'}; it starts anew")
+            why = "configuration or inputs changed" if changed else state.why
+            self.view.note(f"{step.name}: {why}; it starts anew")
             _remove(step, self.record)
         self.record.begin(step)
         child = Child(step, self.plan.folder / "logs" / f"{step.name}.log", self.token)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -291,3 +292,19 @@ def test_the_record_keeps_commands_and_time_spent(make_plan, screen):
     (entry,) = record["steps"]
     assert entry["state"] == "done" and entry["seconds"] >= 0.3 and entry["attempts"] == 1
     assert record["machine"]["cores"] >= 1
+
+
+def test_a_begun_stage_whose_input_was_made_anew_does_not_continue(make_plan, tmp_path, screen):
+    begins = "import pathlib, sys; out = pathlib.Path(sys.argv[1]); out.mkdir(exist_ok=True)"
+    begins += "; print('kept' if (out / 'checkpoint').exists() else 'empty'); (out / 'checkpoint').touch(); sys.exit(3)"
+
+    def attempt(text):
+        plan = make_plan({"a": {"text": text}, "b": {"needs": ["a"], "kind": "train", "code": begins}})
+        step = plan.step("b")
+        plan = replace(plan, steps=(plan.step("a"), replace(step, argv=(*step.argv, str(step.folder)))))
+        with pytest.raises(SlmError, match="step 'b' failed"):
+            run_pipeline(plan, screen)
+        return (tmp_path / "run" / "logs" / "b.log").read_text().split()[-1]
+
+    assert [attempt("one"), attempt("one"), attempt("two")] == ["empty", "kept", "empty"]
+    assert "b: configuration or inputs changed; it starts anew" in screen.file.getvalue()
