@@ -91,7 +91,7 @@ def peak_flops(place: Place, *, bf16: bool) -> float | None:
 
 def measured_flops(dtype: torch.dtype, size: int = 512, repeats: int = 5) -> float:
     """The best rate of a matrix product while all ranks compute one: what they share, they share here too."""
-    a = torch.randn(size, size, dtype=dtype)
+    a = torch.ones(size, size, dtype=dtype)  # no random numbers: a resumed run has its own state of them already
     barrier()
     best = float("inf")
     for _ in range(repeats):

@@ -160,7 +160,7 @@ def _spoil_loss(due, kind) -> None:
 
     def spoilt(self, *args):
         result = forward(self, *args)
-        return result + float(kind.split()[0]) if due() and self.training else result
+        return tuple(part + float(kind.split()[0]) for part in result) if due() and self.training else result
 
     SupervisedLM.forward = spoilt
 

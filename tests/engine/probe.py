@@ -72,8 +72,9 @@ def main() -> None:
                 size = len(own) // accumulation
                 engine._config.gradient_accumulation_steps, engine.micro_steps = accumulation, 0
                 batches = [to_micro_batch(own[i : i + size]) for i in range(0, len(own), size)]
-                run = SimpleNamespace(engine=engine, place=place, sources=SOURCES)
-                sums = _forward_backward(run, batches, {name: weight / total for name, weight in weights.items()})
+                figures = SimpleNamespace(arrive=lambda: None)
+                run = SimpleNamespace(engine=engine, place=place, sources=SOURCES, figures=figures, anchor=None)
+                sums, _ = _forward_backward(run, batches, {name: weight / total for name, weight in weights.items()})
                 grads = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module.lm)}
                 found[packing, accumulation] = sums, grads
                 engine.step()

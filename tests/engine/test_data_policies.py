@@ -49,7 +49,7 @@ def test_damaged_groups_are_skipped_counted_and_recorded(train, damaged, tmp_pat
         assert outcome.code == 0, outcome.text
         assert server.asked["shard-000000.idx"] <= 2  # once per rank, when both look before either has it
     about = read_manifest(outcome.out).about
-    assert about["skipped"] == dict(wanted)
+    assert about["lost_samples"] == dict(wanted)
     assert outcome.metrics[-1]["lost_samples"] == wanted.total()
     assert outcome.metrics[-1]["tokens"] == sum(len(row.ids) for row in rows)
     assert "skipped: the group" in outcome.text and len(outcome.metrics) == 6
