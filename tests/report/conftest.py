@@ -148,7 +148,7 @@ def kind_and_config(label):
     if label in ("linear", "ties", "dare"):
         return "merged", {}
     earlier = STAGES.index(label.split("-")[1])
-    return "stage", {"replay": [0.1] * earlier if label.startswith("replay") else []}
+    return "stage", {"replay": [{"ratio": 0.1, "by": "rows"}] * earlier if label.startswith("replay") else []}
 
 
 @pytest.fixture(scope="session")
