@@ -74,6 +74,13 @@ def test_one_two_one_ranks(train, tmp_path, settings, straight):
     assert names and not any("mlp" in name for name in names)
 
 
+def test_split_tables_are_anchored_evaluated_and_resharded_like_whole_ones(train, settings, straight, tmp_path):
+    model = {"vocabulary_parallel": True}
+    split = in_turns(train, tmp_path / "asr", [1, 2, 1], zero="cpu.json", model=model, **settings)
+    assert split.code == 0, split.text
+    require_close(straight("cpu.json"), split)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", ["cpu.json", "zero2.json"])
 def test_one_two_four_one_ranks(train, tmp_path, settings, straight, zero):

@@ -103,3 +103,13 @@ def test_resumed_with_split_tables_is_bit_for_bit_the_straight_run(train, pico_b
     assert resumed.code == 0 and "step 2" in resumed.text, resumed.text
     for name, value in adapter(straight.out).items():
         assert torch.equal(value, adapter(out)[name]), name
+
+
+def test_split_tables_are_pulled_to_their_start_like_whole_ones(train, pico_base, tmp_path):
+    settings = {**STRAIGHT, "anchor": {"weight": 3.0, "mode": "decoupled"}}
+    whole = train(tmp_path / "whole", **mode(pico_base), **settings)
+    split = train(tmp_path / "split", **mode(pico_base, vocabulary_parallel=True), **settings)
+    assert (whole.code, split.code) == (0, 0), whole.text + split.text
+    np.testing.assert_allclose(losses(split), losses(whole), rtol=1e-5)
+    assert split.metrics[-1]["anchor_penalty"] == pytest.approx(whole.metrics[-1]["anchor_penalty"], rel=1e-4)
+    assert difference(adapter(whole.out), adapter(split.out)) < 1e-5
