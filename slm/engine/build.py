@@ -18,9 +18,10 @@ from slm.engine.table_optimizer import TableOptimizer, join_optimizer
 from slm.engine.tables import split_over_ranks
 from slm.errors import CheckpointError, ConfigError
 from slm.model import attention
-from slm.model.load import load_base, require_same_base, resolve
+from slm.model.load import load_base, require_same_base
 from slm.model.lora import attach, causal_lm, load_trainable, trainable, whole_modules
 from slm.model.new_rows import split_vocabulary
+from slm.model.reference import resolve
 from slm.model.supervised import SupervisedLM
 from slm.tokens.vocabulary import load_tokenizer
 

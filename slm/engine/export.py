@@ -18,9 +18,11 @@ from slm.engine.build import gathered
 from slm.engine.distributed import Place, together
 from slm.engine.tables import tables_of
 from slm.errors import CheckpointError
-from slm.model.load import load_base, resolve
-from slm.model.lora import causal_lm, check_tensors, read_adapter, saved_name, trainable, write_adapter, writing_weights
+from slm.model.adapter import check_tensors, read_adapter, writing_weights
+from slm.model.load import load_base
+from slm.model.lora import causal_lm, saved_name, trainable, write_adapter
 from slm.model.new_rows import whole_matrices
+from slm.model.reference import resolve
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 

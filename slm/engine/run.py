@@ -32,7 +32,7 @@ from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_re
 from slm.engine.state import TrainState
 from slm.errors import InterruptedRunError, PreemptedError, SlmError, from_os_error
 from slm.log import setup_logging
-from slm.model.load import resolve
+from slm.model.reference import resolve
 from slm.tokens.vocabulary import load_tokenizer
 
 log = logging.getLogger(__name__)

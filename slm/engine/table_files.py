@@ -14,7 +14,7 @@ from slm.artifact import read_json, write_json
 from slm.engine.table_optimizer import TableOptimizer
 from slm.engine.tables import Table
 from slm.errors import CheckpointError, DataError
-from slm.model.lora import save_tensors
+from slm.model.adapter import save_tensors
 
 INDEX = "vocabulary.json"
 FORMAT = 1

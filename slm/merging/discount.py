@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import Tensor
+
 from slm.artifact import building, write_atomic, write_manifest
 from slm.config.base import to_make
 from slm.config.models import DiscountJob
 from slm.errors import CheckpointError
-from slm.model.load import load_base, resolve
-from slm.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_tensors, read_adapter, save_tensors
+from slm.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, check_tensors, read_adapter, save_tensors
+from slm.model.reference import resolve
+from slm.model.weights import EMBEDDING, HEAD, read_tensor, shapes_of
 
 
 def discount(job: DiscountJob) -> bool:
@@ -38,9 +41,8 @@ def discount(job: DiscountJob) -> bool:
     config, tensors = read_adapter(reference.adapter)
     config["lora_alpha"] = config["lora_alpha"] * job.scale
     if job.scope == "all":
-        base = dict(load_base(reference.base).state_dict())
         for name in [name for name in tensors if ".lora_" not in name]:
-            start = base[name.removeprefix("base_model.model.")].float()
+            start = _base_tensor(reference.base, name.removeprefix(PREFIX)).float()
             tensors[name] = start + job.scale * (tensors[name].float() - start)
     check_tensors(tensors, job.out)
     with building(job.out) as folder:
@@ -51,3 +53,9 @@ def discount(job: DiscountJob) -> bool:
         about = {"model": job.model, "scale": job.scale, "scope": job.scope}
         write_manifest(folder, job.kind, config=job.identity(), inputs=inputs, about=about)
     return True
+
+
+def _base_tensor(base: Path, name: str) -> Tensor:
+    """The base's tensor; a tied head is the embeddings, and not in the file."""
+    shapes = shapes_of(base)
+    return read_tensor(base, EMBEDDING if name == HEAD and HEAD not in shapes else name)

@@ -20,14 +20,12 @@ from slm.artifact import building, write_atomic, write_json, write_manifest
 from slm.config.base import to_make
 from slm.config.models import ExportJob
 from slm.errors import CheckpointError
-from slm.model.load import Reference, resolve
-from slm.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_tensors, read_adapter, save_tensors
-from slm.model.weights import Change, prove_loadable, read_config, rewrite, shapes_of
+from slm.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, check_tensors, read_adapter, save_tensors
+from slm.model.reference import Reference, resolve
+from slm.model.weights import EMBEDDING, HEAD, Change, prove_loadable, read_config, rewrite, shapes_of
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PREFIX = "base_model.model."
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 UNREAD = ("use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out", "lora_bias", "trainable_token_indices")
 
 

@@ -15,8 +15,9 @@ from slm.config.base import to_make
 from slm.config.models import MergeJob
 from slm.errors import CheckpointError, ConfigError, MachineError, from_os_error
 from slm.merging.card import model_card
-from slm.model.load import load_model, resolve
-from slm.model.lora import check_tensors, writing_weights
+from slm.model.adapter import check_tensors, writing_weights
+from slm.model.load import load_model
+from slm.model.reference import resolve
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 

@@ -16,12 +16,10 @@ from slm.artifact import building, write_json, write_manifest
 from slm.config.base import to_make
 from slm.config.models import ExpandJob
 from slm.errors import CheckpointError, DataError
-from slm.model.load import resolve
-from slm.model.lora import check_tensors
-from slm.model.weights import Change, prove_loadable, read_config, read_tensor, rewrite, shapes_of
+from slm.model.adapter import check_tensors
+from slm.model.reference import resolve
+from slm.model.weights import EMBEDDING, HEAD, Change, prove_loadable, read_config, read_tensor, rewrite, shapes_of
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def spread_rows(old_VD: Tensor, count: int, noise: float, generator: torch.Generator) -> Tensor:

@@ -12,14 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from slm.artifact import write_json
 from slm.errors import CheckpointError
-from slm.model.lora import check_tensors, writing_weights
+from slm.model.adapter import check_tensors, writing_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Change = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]
 """(name, tensor) of the source -> what is written for it: nothing, the same, or others."""
 
@@ -164,6 +164,8 @@ def prove_loadable(folder: str | Path) -> None:
     Raises:
         CheckpointError: names the first weight that is missing, left over, or of another shape.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM  # seconds, which a reader of weights need not wait
+
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = cast(Any, AutoModelForCausalLM).from_config(config)

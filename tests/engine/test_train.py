@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from slm.artifact import read_manifest, verify
-from slm.model.load import load_base, load_model, resolve
+from slm.model.load import load_base, load_model
+from slm.model.reference import resolve
 
 FIRST = {"seed": 1}
 

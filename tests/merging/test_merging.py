@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,9 @@ def test_a_full_disk_while_discounting_is_a_machine_error(tmp_path, steps):
     with full_disk(), pytest.raises(MachineError, match="no space left"):
         discount(DiscountJob(out=str(tmp_path / "d"), model=steps["sqa"], scale=0.5))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_discounting_loads_neither_peft_nor_transformers():
+    code = "import sys, slm.merging.discount; print(sorted({'peft', 'transformers', 'deepspeed'} & {*sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

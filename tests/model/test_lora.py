@@ -13,8 +13,10 @@ from support import full_disk
 from slm.artifact import read_manifest, write_manifest
 from slm.config.stage import LoraConfig
 from slm.errors import CheckpointError, MachineError
-from slm.model.load import load_base, load_model, require_same_base, resolve
-from slm.model.lora import attach, causal_lm, load_trainable, read_adapter, save_tensors, trainable, write_adapter
+from slm.model.adapter import read_adapter, save_tensors
+from slm.model.load import load_base, load_model, require_same_base
+from slm.model.lora import attach, causal_lm, load_trainable, trainable, write_adapter
+from slm.model.reference import resolve
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"])
 

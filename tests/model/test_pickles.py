@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from slm.errors import CheckpointError
-from slm.model.load import load_base, resolve
+from slm.model.load import load_base
+from slm.model.reference import resolve
 
 
 class Evil:
