@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from slm.data.mixture import Mixture, integer_weights
-from slm.data.source import BY, Row, Source, SourceSettings, SourceSpec
+from slm.data.source import BY, Source, SourceSettings, SourceSpec
+from slm.data.window import Row
 from slm.errors import ConfigError, DataError, SlmError
 
 __all__ = ["PackedLoader", "Row", "SourceSpec", "slots_of"]

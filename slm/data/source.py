@@ -5,27 +5,21 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
-from operator import getitem
 from pathlib import Path
 from threading import RLock
-from typing import Any
-
-import numpy as np
 
 from slm.artifact import digest
 from slm.data.held_out import HeldOut
 from slm.data.order import SourceOrder
 from slm.data.plan_cache import PlanCache
-from slm.data.plans import WindowPlan
-from slm.data.reader import DamageError, Group, ShardSet
+from slm.data.reader import DamageError, ShardSet
+from slm.data.window import Row, Window
 from slm.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-INT32, BOOL = np.dtype(np.int32), np.dtype(bool)
 BY = ("rows", "samples")
 OVERLONG = ("drop",)
 MAX_DROPPED = 0.01
@@ -50,32 +44,6 @@ class SourceSpec:
     ratio: float = 1.0
     by: str = "rows"
     held_out: HeldOut | None = None
-
-
-@dataclass(slots=True)
-class Row:
-    """One packed row.
-
-    Attributes:
-        source: name of the source; a row has documents of one source.
-        ids: token ids, int32, (tokens,), without padding.
-        supervised: bool, (tokens,): True where a token is a label.
-        lengths: tokens of each document; sums to tokens.
-        skipped: the group of each document that is left out because its group is damaged. A row that
-            has lost all of them is one token without a label, so that every rank still has its rows.
-    """
-
-    source: str
-    ids: np.ndarray
-    supervised: np.ndarray
-    lengths: list[int]
-    skipped: list[str] = field(default_factory=list)
-
-    @property
-    def position_ids(self) -> np.ndarray:
-        """Positions, int64, (tokens,): each document starts at 0."""
-        sizes = np.asarray(self.lengths)
-        return np.arange(len(self.ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 @dataclass(frozen=True)
@@ -152,7 +120,7 @@ class Source:
         self._lost: set[int] = set()
         # The window that each lane is in, and the next one, which is fetched while this one is used.
         self._kept = settings.served * (2 if self.shards.is_remote else 1) + 2
-        self._windows: OrderedDict[tuple[int, int], _Window] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._lock = RLock()
 
     def rows_per_sample(self) -> float:
@@ -170,11 +138,12 @@ class Source:
         # Rows that follow each other mostly lie in one window, and are put together in one go.
         for (epoch, window), part in groupby(map(self.order.locate, numbers), key=_window_of):
             within = [row for _, _, row in part]
-            held = self._window(epoch, window, within[0])
+            held = self._window(epoch, window)
             if self.shards.is_remote and not held.next_is_open and 2 * within[-1] >= held.rows:
                 held.next_is_open = True
                 number = numbers[len(found) + len(within) - 1]
-                self._window(*self.order.locate(number + self.settings.lanes * (held.rows - within[-1])))
+                following = self.order.locate(number + self.settings.lanes * (held.rows - within[-1]))
+                self._window(*_window_of(following))
             found += held.take(within, self.spec.name)
         return found
 
@@ -200,7 +169,7 @@ class Source:
                 mend="copy the files from where they are intact, build the set again, or raise data.max_damaged",
             )
 
-    def _window(self, epoch: int, window: int, row: int) -> _Window:
+    def _window(self, epoch: int, window: int) -> Window:
         with self._lock:
             key = (epoch, window)
             held = self._windows.get(key)
@@ -208,7 +177,7 @@ class Source:
                 if epoch > self._passes:
                     self._passes = epoch
                     log.info("%s: starts over in a new order, pass %d", self.spec.name, epoch + 1)
-                held = self._windows[key] = _Window(self, self.order.window_plan(epoch, window), row)
+                held = self._windows[key] = Window(self.shards, self.order.window_plan(epoch, window), self.lose)
                 while len(self._windows) > self._kept:
                     self._windows.popitem(last=False)[1].close()
             else:
@@ -233,104 +202,5 @@ class Source:
         return longer
 
 
-class _Window:
-    """A window's rows, its groups read when first needed.
-
-    Threads may race to read the same group; they read the same bytes, and one of the two is kept.
-    """
-
-    def __init__(self, source: Source, plan: WindowPlan, first: int) -> None:
-        self._source = source
-        self.rows = len(plan.row_starts) - 1
-        self.next_is_open = False
-        # Plain lists: a numpy scalar costs more than the slice it is used for.
-        self._numbers = plan.groups.tolist()
-        self._row_starts = plan.row_starts.tolist()
-        self._lengths = (plan.stop - plan.start).tolist()
-        self._sizes = np.diff(plan.token_ends).tolist()
-        self._group, self._start, self._stop = plan.group.tolist(), plan.start.tolist(), plan.stop.tolist()
-        # Buffers, None while unread.
-        self._ids: list[Any] = [None] * len(self._numbers)
-        self._masks: list[Any] = [None] * len(self._numbers)
-        self._unread = len(self._numbers)
-        self._lost: set[int] = set()
-        # Asked for in the order of their first use.
-        order = dict.fromkeys(self._group[self._row_starts[first] :]) | dict.fromkeys(range(len(self._numbers)))
-        self._coming: dict[int, Future[Group]] = source.shards.read_ahead(self._numbers[at] for at in order)
-
-    def take(self, rows: Sequence[int], source: str) -> list[Row]:
-        """Rows of the window, by their numbers in it; their arrays are stretches of the same two buffers."""
-        ends = self._row_starts
-        groups, starts, stops = (self._of_rows(rows, values) for values in (self._group, self._start, self._stop))
-        if self._unread:
-            for at in groups:
-                if self._ids[at] is None:
-                    self._read(at)
-        pieces = list(map(slice, starts, stops))
-        ids = np.frombuffer(_joined(self._ids, groups, pieces), INT32)
-        supervised = np.frombuffer(_joined(self._masks, groups, pieces), BOOL)
-        found: list[Row] = []
-        at = 0
-        for row in rows:
-            if self._lost:
-                lengths, skipped = self._kept(row)
-                end = at + sum(lengths)
-            else:
-                lengths, skipped = self._lengths[ends[row] : ends[row + 1]], []
-                end = at + self._sizes[row]
-            if end > at:
-                found.append(Row(source, ids[at:end], supervised[at:end], lengths, skipped))
-            else:
-                found.append(Row(source, np.zeros(1, INT32), np.zeros(1, BOOL), [1], skipped))
-            at = end
-        return found
-
-    def _of_rows(self, rows: Sequence[int], values: list[int]) -> list[int]:
-        """The values that belong to the documents of some rows."""
-        ends = self._row_starts
-        if rows == list(range(rows[0], rows[0] + len(rows))):  # they follow each other: one stretch
-            return values[ends[rows[0]] : ends[rows[-1] + 1]]
-        return [value for row in rows for value in values[ends[row] : ends[row + 1]]]
-
-    def close(self) -> None:
-        """Nothing of the window is needed any more."""
-        for future in self._coming.values():
-            future.cancel()
-        self._source.shards.done_with(self._numbers)
-
-    def _read(self, at: int) -> None:
-        number = self._numbers[at]
-        try:
-            group = self._arrived(number) or self._source.shards.read_group(number)
-            ids, mask = group.ids, group.mask
-        except DamageError as damage:
-            self._source.lose(number, damage)
-            self._lost.add(at)
-            ids, mask = np.empty(0, np.int32), np.empty(0, bool)  # slices of it are empty too
-        self._masks[at] = mask.data
-        self._ids[at] = ids.data
-        self._unread = sum(one is None for one in self._ids)
-
-    def _arrived(self, number: int) -> Group | None:
-        """A group that was asked for before; None when it was not, or when the window was closed meanwhile."""
-        coming = self._coming.pop(number, None)
-        try:
-            return coming.result() if coming is not None else None
-        except CancelledError:
-            return None
-
-    def _kept(self, row: int) -> tuple[list[int], list[str]]:
-        """Lengths of a row's documents whose groups are intact, and the groups of the others."""
-        documents = slice(self._row_starts[row], self._row_starts[row + 1])
-        pairs = list(zip(self._group[documents], self._lengths[documents], strict=True))
-        lost = [self._source.shards.group_name(self._numbers[at]) for at, _ in pairs if at in self._lost]
-        return [length for at, length in pairs if at not in self._lost], lost
-
-
 def _window_of(place: tuple[int, int, int]) -> tuple[int, int]:
     return place[:2]
-
-
-def _joined(groups: list[Any], which: list[int], pieces: list[slice]) -> bytearray:
-    """Pieces of groups end to end. Joining buffers is four times faster than `np.concatenate` of slices."""
-    return bytearray().join(map(getitem, map(groups.__getitem__, which), pieces))
