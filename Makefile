@@ -14,7 +14,7 @@ quickstart: $(READY) ## speech to spoken language model, its forgetting and the 
 	$(BIN)/python launcher/pipeline.py ds_configs/pipelines/tiny.yaml
 
 test: $(READY) ## all tests, no network and no GPU needed
-	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the tests that take minutes each
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

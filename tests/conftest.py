@@ -20,6 +20,21 @@ hypothesis.settings.register_profile("slm", deadline=None)
 hypothesis.settings.load_profile("slm")
 
 
+LONGEST = ("pipeline/test_pico.py", "engine/test_train.py", "engine/test_bad_input.py", "eval/test_run.py", "engine/")
+"""Files that take minutes; begun last, one of them would run alone at the end while the other core waits."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they come."""
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(tests).as_posix()
+        return next((at for at, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

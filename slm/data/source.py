@@ -15,7 +15,7 @@ from slm.data.held_out import HeldOut
 from slm.data.order import SourceOrder
 from slm.data.plan_cache import PlanCache
 from slm.data.reader import DamageError, ShardSet
-from slm.data.window import Row, Window
+from slm.data.window import Row, Scratch, Window
 from slm.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Source:
             held_out=spec.held_out,
         )
         self._passes = 0
+        self._scratch = Scratch()
         self._lost: set[int] = set()
         # The window that each lane is in, and the next one, which is fetched while this one is used.
         self._kept = settings.served * (2 if self.shards.is_remote else 1) + 2
@@ -177,7 +178,8 @@ class Source:
                 if epoch > self._passes:
                     self._passes = epoch
                     log.info("%s: starts over in a new order, pass %d", self.spec.name, epoch + 1)
-                held = self._windows[key] = Window(self.shards, self.order.window_plan(epoch, window), self.lose)
+                plan = self.order.window_plan(epoch, window)
+                held = self._windows[key] = Window(self.shards, plan, self.lose, self._scratch)
                 while len(self._windows) > self._kept:
                     self._windows.popitem(last=False)[1].close()
             else:

@@ -20,6 +20,8 @@ from slm.remote import is_url, join, open_filesystem, retried
 log = logging.getLogger(__name__)
 
 OPEN_FILES = 128
+FAULT_AROUND = 1 << 16
+"""Bytes, aligned, that Linux maps at once around the page that was touched."""
 REQUESTS = 8
 """Requests to a server that are in flight at a time, per shard set."""
 Result = TypeVar("Result")
@@ -111,8 +113,9 @@ class LocalFolder:
         return None
 
     def done_with(self, name: str, start: int, size: int) -> None:
-        """Unmap the pages: what was read once would count as this process's memory for good."""
-        self._advise(name, start, size, "MADV_DONTNEED")
+        """Unmap the pages, and the neighbours mapped with them: they would count as this process's memory for good."""
+        first = start - start % FAULT_AROUND
+        self._advise(name, first, -(-(start + size) // FAULT_AROUND) * FAULT_AROUND - first, "MADV_DONTNEED")
 
     def close(self) -> None:
         """See `Storage`."""

@@ -53,20 +53,38 @@ class _Laid(NamedTuple):
     row_ends: list[int]
 
 
+class Scratch:
+    """The arrays that a source's windows are read into, one window after the other; as long as the longest so far.
+
+    Made anew for each window they would fragment the heap, and a long run would hold twice what it needs.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._ids, self._mask = np.empty(0, np.int32), np.empty(0, bool)
+
+    def of(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for ids and labels; for the holder of `lock`."""
+        if tokens > len(self._ids):
+            self._ids, self._mask = np.empty(tokens, np.int32), np.empty(tokens, bool)
+        return self._ids, self._mask
+
+
 class Window:
     """The rows of one window, laid out when the first of them is taken.
 
-    What it holds is five bytes a token of its groups, twice that for a moment while it is laid out; what the
-    shards' mapping showed of it is let go. Safe to use from several threads: one lays out, the others wait.
+    What it holds is five bytes a token of its groups; what the shards' mapping showed of it is let go. Safe to use
+    from several threads: one lays out, the others wait.
 
     Args:
         shards: where the groups are.
         plan: of the window.
         lose: called for a damaged group.
+        scratch: of the source.
     """
 
-    def __init__(self, shards: ShardSet, plan: WindowPlan, lose: Lose) -> None:
-        self._shards, self._plan, self._lose = shards, plan, lose
+    def __init__(self, shards: ShardSet, plan: WindowPlan, lose: Lose, scratch: Scratch) -> None:
+        self._shards, self._plan, self._lose, self._scratch = shards, plan, lose, scratch
         self.rows = len(plan.row_starts) - 1
         self.next_is_open = False
         self._groups: list[int] = plan.groups.tolist()
@@ -75,7 +93,6 @@ class Window:
         self._lengths: list[int] = (plan.stop - plan.start).tolist()
         self._lost: set[int] = set()
         self._laid: _Laid | None = None
-        self._lock = Lock()
         self._coming: dict[int, Future[Group]] = shards.read_ahead(self._groups)
 
     def take(self, rows: Sequence[int], source: str) -> list[Row]:
@@ -87,7 +104,7 @@ class Window:
         """
         laid = self._laid
         if laid is None:
-            with self._lock:
+            with self._scratch.lock:
                 laid = self._laid = self._laid or self._lay_out()
         found: list[Row] = []
         for row in rows:
@@ -109,8 +126,7 @@ class Window:
 
     def _lay_out(self) -> _Laid:
         sizes = [self._shards.group_lengths(group).astype(np.int64) for group in self._groups]
-        tokens = sum(int(size.sum()) for size in sizes)
-        ids, mask = np.empty(tokens, np.int32), np.empty(tokens, bool)
+        ids, mask = self._scratch.of(sum(int(size.sum()) for size in sizes))
         at = 0
         for number, group in enumerate(self._groups):
             read = self._read(number, group)
@@ -168,5 +184,4 @@ def _gather(values: np.ndarray, ends: np.ndarray, documents: pa.Array) -> pa.Buf
     """
     offsets = pa.py_buffer(ends * values.itemsize)
     whole = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends) - 1, [None, offsets, pa.py_buffer(values)])
-    # malloc gives the memory of a finished window back, Arrow's own pool keeps it
-    return pc.take(whole, documents, memory_pool=pa.system_memory_pool()).buffers()[2]
+    return pc.take(whole, documents).buffers()[2]
