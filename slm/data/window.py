@@ -66,6 +66,7 @@ class Scratch:
     def of(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Room for ids and labels; for the holder of `lock`."""
         if tokens > len(self._ids):
+            self._ids, self._mask = np.empty(0, np.int32), np.empty(0, bool)  # the old are gone before the new come
             self._ids, self._mask = np.empty(tokens, np.int32), np.empty(tokens, bool)
         return self._ids, self._mask
 
