@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"errors", "log", "remote", "artifact"},
-    {"config"},
+    {"errors", "log", "remote", "hub", "artifact"},
+    {"config", "parts"},
     {"tokens", "losses", "plan"},
     {"speech"},
     {"stages", "model"},
