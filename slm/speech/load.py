@@ -53,6 +53,27 @@ def load_speech(folder: str | Path) -> tuple[Extractor, Vocoder, UnitSet]:
     return extractor, vocoder, units
 
 
+def load_extractor(folder: str | Path, device: str = "auto", dtype: str = "float32") -> tuple[Extractor, UnitSet]:
+    """Extractor and unit set of a speech artifact, which need not have a vocoder.
+
+    Args:
+        folder: see `load_speech`.
+        device, dtype: for extractors that have a network: `auto`, `cpu`, `cuda`, `cuda:1`; float32, bfloat16, float16.
+
+    Raises:
+        DataError: see `load_speech`.
+    """
+    from slm.tokens.vocabulary import UnitSet
+
+    path = Path(folder) / SPEECH_FILE
+    about = read_json(path)
+    try:
+        units, name = UnitSet(**about["units"]), about["extractor"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"not a description of speech units: {error}", where=str(path)) from None
+    return _load(EXTRACTORS, "extractor", name, path), units
+
+
 def _load(registry: dict[str, str], role: str, name: str, path: Path) -> Any:
     if name not in registry:
         raise DataError(f"unknown {role} {name!r}; known: {', '.join(sorted(registry))}", where=str(path))
