@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -40,6 +41,37 @@ def units(
     part = share(task)
     setup_logging()
     build_unit_set(job, task=part, join=join)
+
+
+@codebook.command("fit")
+def codebook_fit(settings: Settings = None) -> None:
+    """Learn units from recordings by mini-batch k-means; a fit that was killed goes on where it was."""
+    from slm.config.codebook import CodebookJob
+    from slm.log import setup_logging
+    from slm.speech.codebook_fit import fit_codebook
+
+    usage = "slm speech codebook fit [JOB.yaml] out=SPEECH count=N features.kind=mel_kmeans source.kind=… source.path=…"
+    job = _job(CodebookJob, settings or [], usage)
+    setup_logging()
+    fit_codebook(job)
+
+
+@codebook.command("evaluate")
+def codebook_evaluate(
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, for scripts.")] = False,
+) -> None:
+    """How good a codebook is on recordings: distances, units in use, their entropy, repeats."""
+    from slm.config.codebook import CodebookEvaluation
+    from slm.speech.codebook_evaluate import evaluate_codebook
+
+    usage = "slm speech codebook evaluate speech=SPEECH source.kind=folder source.path=FOLDER [--json]"
+    found = evaluate_codebook(_job(CodebookEvaluation, settings or [], usage))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        print(f"{name:<14} {'-' if value is None else f'{value:,.4g}' if isinstance(value, float) else value}")
 
 
 def _job(cls: type[Model], settings: Sequence[str], usage: str) -> Model:

@@ -12,6 +12,7 @@ from slm.errors import ConfigError
 
 JOBS = {
     "tiny": ("slm.config.tiny:TinyDataJob", "slm.tiny.build:build_tiny"),
+    "codebook": ("slm.config.codebook:CodebookJob", "slm.speech.codebook_fit:fit_codebook"),
     "units": ("slm.config.units:UnitsJob", "slm.speech.unit_job:build_unit_set"),
     "shards": ("slm.config.shards:ShardsJob", "slm.data.job:build_shard_set"),
 }
