@@ -1,4 +1,4 @@
-"""`slm speech units | codebook fit | codebook evaluate`: speech to units."""
+"""The group `slm speech`; its commands that make units, and learn and judge codebooks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from slm.cli import speech_models
 from slm.cli.build import share
 from slm.cli.common import Model, job_from
 
 speech = typer.Typer(help="Units from speech, and what makes them.", no_args_is_help=True)
 codebook = typer.Typer(help="Learn the units themselves, and judge them.", no_args_is_help=True)
 speech.add_typer(codebook, name="codebook")
+speech.command("convert")(speech_models.convert)
+speech.command("env")(speech_models.env)
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[JOB.yaml] key=value...", show_default=False)]
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from slm.config.base import Job, Strict
 from slm.config.recordings import HfRecordings, Recordings
-from slm.config.speech import MelKMeansConfig
+from slm.config.speech import MelKMeansConfig, XlsrConfig
 from slm.config.units import Device, Hearing, Positive, Precision
 
 LARGEST_GREEDY = 1024
@@ -22,7 +22,7 @@ class MelFeatures(MelKMeansConfig):
     """Which extractor."""
 
 
-Features = MelFeatures
+Features = Annotated[MelFeatures | XlsrConfig, Field(discriminator="kind")]
 
 
 class CodebookJob(Job):
@@ -86,6 +86,10 @@ class CodebookJob(Job):
         if self.init_frames is not None:
             return max(self.init_frames, self.count)
         return max(10 * self.count, self.features.fit_frames if isinstance(self.features, MelFeatures) else 0)
+
+    def inputs(self) -> dict[str, str]:
+        """The network, where the features are one's."""
+        return {"model": self.features.model} if isinstance(self.features, XlsrConfig) else {}
 
     def fingerprints(self) -> dict[str, str]:
         """The recordings by names and sizes, and the network by its content."""
