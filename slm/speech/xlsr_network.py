@@ -124,10 +124,8 @@ class Network:
 
         longest = max(map(len, waves))
         batch = np.zeros((len(waves), longest), np.float32)
-        mask = np.zeros((len(waves), longest), np.int64)
-        for row, (wave, count) in enumerate(zip(waves, audible, strict=True)):
+        for row, wave in enumerate(waves):
             batch[row, : len(wave)] = wave
-            mask[row, :count] = 1
         counts = [self.frames(len(wave)) for wave in waves]
         heard = [self.frames(count) for count in audible]
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):

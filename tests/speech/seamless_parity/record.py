@@ -52,7 +52,7 @@ def noisy(model):
     with torch.no_grad():
         for name, value in sorted(model.named_parameters()):
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("weight_g") or ("norm" in name and name.endswith("weight")):
+            if name.endswith("weight_g") or (any(part in name for part in ("norm", ".ln")) and name.endswith("weight")):
                 value.copy_(1.0 + 0.3 * noise)
             else:
                 spread = 0.3 if value.dim() < 2 else float(value[0].numel()) ** -0.5
@@ -119,8 +119,7 @@ def record_vocoder(folder, out):
     update_dataclass(config, deepcopy(VOCODER))
     model = noisy(create_vocoder_model(config))
     with torch.no_grad():  # durations of one to several periods, and a wave that neither rests nor clips
-        model.code_generator.dur_predictor.proj.bias.fill_(1.0)
-        model.code_generator.dur_predictor.proj.weight.mul_(3.0)
+        model.code_generator.dur_predictor.proj.bias.zero_()
         model.code_generator.conv_post.bias.zero_()
         model.code_generator.conv_post.weight_g.fill_(0.5)
     torch.save({"model": model.state_dict()}, folder / "vocoder.pt")
