@@ -1,6 +1,6 @@
 # Everything here works on a fresh clone: the environment is made on demand, by the first command.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-cluster check clean
+.PHONY: help quickstart test test-slow test-cluster test-seamless check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,6 +22,10 @@ test-slow: $(READY) ## the tests that take minutes each
 test-cluster: $(READY) ## two hosts with real ssh on this machine; as root, on Debian: installs openssh-server, pdsh, iproute2
 	apt-get install -y -qq openssh-server pdsh iproute2
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs
+
+test-seamless: $(READY) ## the port against the original package, in an environment of its own; SOURCE=CHECKOUT without a network
+	-$(BIN)/python -m slm speech env seamless .venv-seamless $(if $(SOURCE),--source $(SOURCE))
+	SLM_SEAMLESS=.venv-seamless OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m seamless -rs tests/speech
 
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

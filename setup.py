@@ -30,7 +30,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["slm", "slm.*"]),
-    package_data={"slm": ["py.typed", "report/*.j2", "report/*.css", "report/*.js", "report/*.html"]},
+    package_data={"slm": ["py.typed", "report/*.j2", "report/*.css", "report/*.js", "report/*.html", "speech/*.txt"]},
     install_requires=[
         "torch>=2.10",
         "deepspeed>=0.19.8",

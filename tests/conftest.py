@@ -72,3 +72,11 @@ def pico_base(tmp_path_factory, pico_tokenizer) -> Path:
 def pico_tied_base(tmp_path_factory, pico_tokenizer) -> Path:
     """Pico base whose head is its embedding."""
     return make_base(tmp_path_factory.mktemp("tied"), pico_tokenizer, tied=True)
+
+
+@pytest.fixture
+def hf_cache(tmp_path_factory, monkeypatch):
+    """A cache of data sets that is the test's own."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"errors", "log", "remote", "artifact"},
-    {"config"},
+    {"errors", "log", "remote", "hub", "artifact"},
+    {"config", "parts"},
     {"tokens", "losses", "plan"},
     {"speech"},
     {"stages", "model"},
@@ -29,6 +29,8 @@ FENCES = {
     "matplotlib": {"report"},
     "espeakng_loader": {"tiny"},
     "sklearn": {"speech"},
+    "seamless_communication": {"speech"},
+    "fairseq2": {"speech"},
     "jiwer": {"eval"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -84,6 +86,13 @@ def test_heavy_libraries_stay_behind_their_fence(path):
     for library, rooms in FENCES.items():
         if library in tops:
             assert room_of(path) in rooms, f"{library} is imported outside {rooms}"
+
+
+def test_the_original_seamless_package_is_in_one_file():
+    found = {
+        path.name for path in SOURCES for name in imports_of(path) if name.startswith(("seamless_comm", "fairseq2"))
+    }
+    assert found == {"seamless_job.py"}
 
 
 def test_launchers_are_imported_by_nobody():

@@ -9,6 +9,7 @@ import typer
 
 from slm.cli import build, commands, doctor, pipeline, plan
 from slm.cli import data as shards
+from slm.cli.speech import speech
 from slm.errors import run_entry
 
 HELP = "Train spoken language models in stages; measure forgetting, and prevent it."
@@ -18,6 +19,7 @@ model = typer.Typer(help="Make models out of models.", no_args_is_help=True)
 data = typer.Typer(help="Build data, and look at it.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(model, name="model")
+app.add_typer(speech, name="speech")
 
 app.command("validate")(commands.validate)
 app.command("plan")(plan.plan)

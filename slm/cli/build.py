@@ -26,14 +26,14 @@ def data_build(
 ) -> None:
     """Build data by a job file (= python data_shards/build.py); what is finished is kept."""
     path = need(config, USAGE, "data_shards/jobs/*.yaml")
-    share = _share(task)
+    part = share(task)
     from slm.config.jobs import load_data_job, run_data_job
     from slm.log import setup_logging
 
     pairs = [*(overrides or []), *([f"workers={workers}"] if workers is not None else [])]
     job = load_data_job(path, pairs)
     setup_logging()
-    run_data_job(job, task=share, join=join)
+    run_data_job(job, task=part, join=join)
 
 
 def data_unpack(
@@ -50,7 +50,12 @@ def data_unpack(
     unpack(cold, target)
 
 
-def _share(text: str | None) -> tuple[int, int] | None:
+def share(text: str | None) -> tuple[int, int] | None:
+    """`3/16` as (3, 16).
+
+    Raises:
+        ConfigError: anything else.
+    """
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)

@@ -1,4 +1,4 @@
-"""The data jobs there are: what `job:` in a file of `data_shards/jobs/` may name."""
+"""The data jobs there are: what `job:` in a file may name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from slm.errors import ConfigError
 
 JOBS = {
     "tiny": ("slm.config.tiny:TinyDataJob", "slm.tiny.build:build_tiny"),
+    "codebook": ("slm.config.codebook:CodebookJob", "slm.speech.codebook_fit:fit_codebook"),
+    "units": ("slm.config.units:UnitsJob", "slm.speech.unit_job:build_unit_set"),
     "shards": ("slm.config.shards:ShardsJob", "slm.data.job:build_shard_set"),
 }
 """`job:` -> its configuration, and the function that runs it; imported only when named."""
-SPLIT = ("shards",)
+SPLIT = ("shards", "units")
 """Jobs that can be built in shares."""
 
 

@@ -58,14 +58,31 @@ def listing_digest(files: Iterable[Path], root: str | Path | None = None) -> str
         files: in an order that matters.
         root: names are relative to it; None takes the bare file names, so that moving a file changes nothing.
     """
-    rows: list[list[str | int]] = []
+    rows: list[list[str | int | None]] = []
     for path in files:
         name = str(path.relative_to(root)) if root is not None else path.name
-        row: list[str | int] = [name, path.stat().st_size]
+        try:
+            row: list[str | int | None] = [name, path.stat().st_size]
+        except FileNotFoundError:  # a link to nowhere, or gone since it was listed: who reads it says so
+            rows.append([name, None])
+            continue
         if path.suffix in TABLE_SUFFIXES:
             row.append(_tail_sha256(path))
         rows.append(row)
     return digest(rows)
+
+
+def data_sets_digest(paths: Iterable[str], revision: str | None) -> str:
+    """Hex sha256 of Hugging Face data sets: of the files of local ones; of name and revision of what is on the Hub."""
+    found: list[str | list[str | None]] = []
+    for path in paths:
+        if Path(path).is_dir():
+            found.append(listing_digest(walk(path), path))
+        elif Path(path).is_file():
+            found.append(listing_digest([Path(path)]))
+        else:
+            found.append([path, revision])
+    return digest(found)
 
 
 def files_digest(folder: str | Path, names: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from slm.artifact import digest, read_manifest
+from slm.artifact import digest, find_manifest, read_manifest
 from slm.config.base import Job, Strict
 from slm.config.interleave import InterleaveConfig, WordsSchedule
-from slm.config.listing import expand, files_digest, listing_digest, walk
+from slm.config.listing import data_sets_digest, expand, files_digest, listing_digest, walk
 
 TOKENIZER_FILES = ("tokenizer.json", "vocabulary.json", "tokenizer_config.json", "chat_template.jinja")
 """What decides which ids a text becomes."""
@@ -131,15 +131,7 @@ class HfSource(_Table):
 
     def fingerprint(self) -> str:
         """Files of local folders; names and revision of what is on the Hub."""
-        found: list[Any] = []
-        for path in self.paths():
-            if Path(path).is_dir():
-                found.append(listing_digest(walk(path), path))
-            elif Path(path).is_file():
-                found.append(listing_digest([Path(path)]))
-            else:
-                found.append([path, self.revision])
-        return digest(found)
+        return data_sets_digest(self.paths(), self.revision)
 
 
 class JsonlSource(_Table):
@@ -214,14 +206,19 @@ class UnitsSource(_Spoken):
 
     kind: Literal["units"]
     path: Paths
-    """Files of `{"id": …, "units": […]}` lines or glob patterns; or a folder: its `*.jsonl`, or an `ID.npy` each."""
+    """Files of `{"id": …, "units": […]}` lines or glob patterns; or a folder: a unit set, its `*.jsonl`, or an `ID.npy`
+    each."""
     transcripts: str
     """Folder of the transcripts."""
 
     def fingerprint(self) -> str:
         """Units, transcripts and alignments."""
         folder = self.path if isinstance(self.path, str) and Path(self.path).is_dir() else None
-        units = listing_digest(walk(folder), folder) if folder is not None else listing_digest(expand(self.path))
+        made = find_manifest(folder) if folder is not None else None
+        if made is not None:  # a unit set of ours says what it is
+            units = made.fingerprint
+        else:
+            units = listing_digest(walk(folder), folder) if folder is not None else listing_digest(expand(self.path))
         aligned = listing_digest(walk(self.alignments), self.alignments) if self.alignments else None
         return digest([units, self._listing(self.transcripts), aligned])
 

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from slm.artifact import Manifest, canonical_json, remove, write_manifest
@@ -13,17 +14,15 @@ from slm.config.base import to_make
 from slm.config.shards import ShardsJob
 from slm.data.build import check_counts, log_counts, set_facts
 from slm.data.format import FORMAT
-from slm.data.parts import RECORDS, Part, Plan, Workspace, joined, make_plan
-from slm.data.progress import BuildProgress
+from slm.data.parts import Record, joined
 from slm.data.samples import Counts, check_dropped
 from slm.data.sources import open_source
-from slm.data.workers import build_parts, job_tokenizer
-from slm.errors import ConfigError, DataError, from_os_error
+from slm.data.workers import job_tokenizer, make_builder
+from slm.errors import DataError, from_os_error
+from slm.parts import BuildProgress, Part, Plan, Workspace, check_share, make_plan, run_parts
+from slm.parts.workspace import records_left
 
 log = logging.getLogger(__name__)
-
-SHOWN = 12
-"""Numbers of missing parts that a message lists."""
 
 
 def build_shard_set(job: ShardsJob, *, task: tuple[int, int] | None = None, join: bool = False) -> bool:
@@ -43,14 +42,10 @@ def build_shard_set(job: ShardsJob, *, task: tuple[int, int] | None = None, join
             are missing when joining.
         MachineError: no space left; a worker was killed.
     """
-    if task is not None and (join or not 0 <= task[0] < task[1]):
-        raise ConfigError(
-            f"--task {task[0]}/{task[1]}" + (" and --join exclude each other" if join else ": i/n needs 0 ≤ i < n"),
-            mend="build with --task 0/n … --task n-1/n, then --join once",
-        )
+    check_share(task, join)
     inputs = to_make(job)
     if inputs is None:
-        remove(_records_left(job))
+        remove(records_left(job.out))
         return False
     space = _workspace(job, inputs)
     try:
@@ -69,18 +64,14 @@ def build_shard_set(job: ShardsJob, *, task: tuple[int, int] | None = None, join
     return True
 
 
-def _workspace(job: ShardsJob, inputs: dict[str, str]) -> Workspace:
+def _workspace(job: ShardsJob, inputs: dict[str, str]) -> Workspace[Record]:
     # `overlong: null` writes what `drop` writes: parts of a build that it ended are kept when drop is set.
     settings = job.identity() | {"overlong": job.overlong or "drop"}
-    return Workspace(job.out, [job.kind, FORMAT, canonical_json(settings), inputs])
+    decides = [job.kind, FORMAT, canonical_json(settings), inputs]
+    return Workspace(job.out, decides, Record.from_json, stem="shard-")
 
 
-def _records_left(job: ShardsJob) -> str:
-    """What a join that was killed at its very end left inside the finished set."""
-    return os.path.join(job.out, RECORDS)
-
-
-def _planned(job: ShardsJob, space: Workspace, *, keep_others: bool) -> Plan:
+def _planned(job: ShardsJob, space: Workspace[Record], *, keep_others: bool) -> Plan:
     """The plan of a build that was begun, or a new one; checks source, units and tokenizer before any work."""
     for folder in [] if keep_others else space.others():
         log.info("%s: removing the parts of a build with other settings or data", job.out)
@@ -96,7 +87,7 @@ def _planned(job: ShardsJob, space: Workspace, *, keep_others: bool) -> Plan:
     return plan
 
 
-def _build(job: ShardsJob, space: Workspace, plan: Plan, parts: Sequence[Part]) -> None:
+def _build(job: ShardsJob, space: Workspace[Record], plan: Plan, parts: Sequence[Part]) -> None:
     """Build those of the parts that are not done."""
     kept = {record.part: record for record in (space.done(part.number) for part in parts) if record is not None}
     if kept:
@@ -110,16 +101,14 @@ def _build(job: ShardsJob, space: Workspace, plan: Plan, parts: Sequence[Part]) 
         return
     space.clear({part.number for part in missing}, len(plan.parts))
     workers = min(job.workers or len(os.sched_getaffinity(0)), len(missing))
+    make = partial(make_builder, job, plan, space.folder)
     progress = BuildProgress(job.out, _examples_of(missing))
     lost = Counts()
     for record in kept.values():
         lost.add(record.counts)
 
-    def report(examples: int, tokens: int) -> None:
-        progress.update(progress.examples + examples, progress.tokens + tokens)
-
     try:
-        for record in build_parts(job, plan, space.folder, missing, workers, report):
+        for record in run_parts(make, missing, workers, progress.add, name=job.out):
             space.save(record)
             lost.add(record.counts)
             if plan.examples is not None:
@@ -130,8 +119,8 @@ def _build(job: ShardsJob, space: Workspace, plan: Plan, parts: Sequence[Part]) 
         progress.stop()
     log.info(
         "%s: %d parts, %d examples in %.1f s with %d workers: %.0f examples/s, %.2f Mtok/s",
-        job.out, len(missing), progress.examples, progress.seconds, workers,
-        progress.examples / progress.seconds, progress.tokens / progress.seconds / 1e6,
+        job.out, len(missing), progress.rows, progress.seconds, workers,
+        progress.rows / progress.seconds, progress.held / progress.seconds / 1e6,
     )  # fmt: skip
 
 
@@ -140,19 +129,10 @@ def _examples_of(parts: Sequence[Part]) -> int | None:
     return sum(counts) if len(counts) == sum(len(part.spans) for part in parts) else None
 
 
-def _join(job: ShardsJob, space: Workspace, plan: Plan, inputs: dict[str, str]) -> Manifest:
+def _join(job: ShardsJob, space: Workspace[Record], plan: Plan, inputs: dict[str, str]) -> Manifest:
     """Seal the set: reads records, not shards."""
     began = time.monotonic()
-    found = [space.done(part.number) for part in plan.parts]
-    missing = [number for number, record in enumerate(found) if record is None]
-    if missing:
-        numbers = ", ".join(map(str, missing[:SHOWN])) + (", …" if len(missing) > SHOWN else "")
-        raise DataError(
-            f"{len(missing)} of {len(plan.parts)} parts are not built: {numbers}",
-            where=job.out,
-            mend="run their tasks again (part p is of task p mod n), or the job without --task: it builds what is left",
-        )
-    whole = joined(record for record in found if record is not None)
+    whole = joined(space.all_done(plan))
     check_counts(whole.counts, max_length=job.max_length, overlong=job.overlong, entries=whole.entries, where=job.out)
     _, vocabulary = job_tokenizer(job)
     about: dict[str, Any] = {"recipe": job.recipe, "group_size": job.group, "parts": len(plan.parts)}

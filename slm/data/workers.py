@@ -1,32 +1,22 @@
-"""The processes that build parts. Each opens tokenizer and source for itself, once; a part is one call.
-
-A failure anywhere ends the build with its own error: the others are told to stop and leave the part they are at.
-Workers whose parent was killed end by themselves.
-"""
+"""What a process that builds parts does: it opens tokenizer and source for itself, once; a part is one call."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slm.config.interleave import TokensSchedule
 from slm.config.listing import files_digest
 from slm.config.shards import AS_TOKENIZER, TOKENIZER_FILES, AudioSource, ShardsJob, UnitsConfig, UnitsSource
 from slm.data.cold import compress
-from slm.data.parts import Part, Plan, Record
+from slm.data.parts import Record
 from slm.data.samples import Sampler, check_dropped
 from slm.data.sources import Source, open_source
 from slm.data.sources.spoken import require_same_units
 from slm.data.writer import ShardWriter
-from slm.errors import DataError, MachineError
+from slm.errors import DataError
+from slm.parts import Part, Plan, Report
 from slm.stages import RECIPES
 from slm.tokens.schedules import Splitter, token_splitter
 from slm.tokens.vocabulary import (
@@ -43,14 +33,6 @@ if TYPE_CHECKING:
 
 REPORT_EVERY = 64
 """Samples between two reports of progress, which is also how soon a worker stops when it is told to."""
-POLL_S = 0.5
-
-Report = Callable[[int, int], None]
-"""Called with the examples and tokens since the last call."""
-
-
-class StopBuilding(Exception):
-    """Another process failed, or the user asked."""
 
 
 def job_tokenizer(job: ShardsJob) -> tuple[PreTrainedTokenizerFast, Vocabulary]:
@@ -140,91 +122,6 @@ class PartBuilder:
         return Record(part.number, sampler.counts, writer.entries, writer.length_counts, cold)
 
 
-def build_parts(
-    job: ShardsJob, plan: Plan, folder: Path, parts: Sequence[Part], workers: int, report: Report
-) -> Iterator[Record]:
-    """Build parts and yield each one's record as soon as it is done, in any order.
-
-    Args:
-        job, plan, folder: see `PartBuilder`.
-        parts: those that are to be built.
-        workers: processes; 1 builds in this one.
-        report: told of progress.
-
-    Raises:
-        DataError: what a worker met.
-        MachineError: no space left; or a worker was killed.
-    """
-    if workers == 1 or len(parts) <= 1:
-        builder = PartBuilder(job, plan, folder)
-        for part in parts:
-            yield builder.build(part, report)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks of tokenizer and Arrow threads
-    stop, counted = context.Event(), context.Array("q", 2)
-    pool = ProcessPoolExecutor(
-        min(workers, len(parts)), context, initializer=_begin, initargs=(job, plan, folder, stop, counted)
-    )
-    told = [0, 0]
-
-    def tell() -> None:
-        now = [counted[0], counted[1]]
-        report(now[0] - told[0], now[1] - told[1])
-        told[:] = now
-
-    waiting: set[Future[Record]] = {pool.submit(_build, part) for part in parts}
-    try:
-        while waiting:
-            finished, waiting = wait(waiting, POLL_S, FIRST_COMPLETED)
-            tell()
-            for future in sorted(finished, key=lambda done: done.exception() is not None):
-                yield future.result()
-    except BrokenProcessPool:
-        raise MachineError(
-            "a process of the build was killed from outside, as when memory runs out",
-            where=job.out,
-            mend="run it again with fewer workers; finished parts are kept",
-        ) from None
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-class _Worker:
-    """What a worker process keeps from call to call."""
-
-    def __init__(self, job: ShardsJob, plan: Plan, folder: Path, stop: Any, counted: Any) -> None:
-        self.arguments, self.stop, self.counted = (job, plan, folder), stop, counted
-
-    @cached_property
-    def builder(self) -> PartBuilder:
-        return PartBuilder(*self.arguments)
-
-    def report(self, examples: int, tokens: int) -> None:
-        if self.stop.is_set():
-            raise StopBuilding
-        with self.counted.get_lock():
-            self.counted[0] += examples
-            self.counted[1] += tokens
-
-
-_worker: _Worker
-
-
-def _begin(*arguments: Any) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and says what happens
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = _Worker(*arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _build(part: Part) -> Record:
-    return _worker.builder.build(part, _worker.report)
+def make_builder(job: ShardsJob, plan: Plan, folder: Path, _worker: int) -> PartBuilder:
+    """A worker's builder; which worker it is plays no part."""
+    return PartBuilder(job, plan, folder)

@@ -106,25 +106,28 @@ class MelKMeans:
                 f"{distinct} different frames can't make {config.count} units", mend="give more speech or fewer units"
             )
         spoken = _joined(labels, frames)[chosen] if config.discriminants else None
-        projection = _projection(sample, config, spoken)
+        projection = projection_of(sample, config, spoken)
         kmeans = MiniBatchKMeans(
             config.count, batch_size=4096, n_init=config.fit_tries, random_state=config.seed, max_no_improvement=20
         ).fit(sample @ projection)
         centroids = np.asarray(kmeans.cluster_centers_, np.float32)
-        general = _summary(logs, [nearest(each @ projection, centroids) for each in frames], config)
+        general = unit_sounds(logs, [nearest(each @ projection, centroids) for each in frames], config)
         own = general
         if voice:
             logs = log_mels(voice, config)
-            own = _summary(logs, [nearest(features(log, config) @ projection, centroids) for log in logs], config)
+            own = unit_sounds(logs, [nearest(features(log, config) @ projection, centroids) for log in logs], config)
         heard = own[2] > 0
         mel = np.where(heard[:, None], own[0], general[0]).astype(np.float32)
         durations = np.where(heard, own[1], general[1]).astype(np.float32)
         return cls(config, projection, centroids, mel, durations)
 
+    def features(self, waves: Sequence[np.ndarray], rate: int = SAMPLE_RATE) -> list[np.ndarray]:
+        """What the nearest centroid is taken of, float32 [units, dimensions] for each wave."""
+        return [features(log, self.config) @ self.projection for log in log_mels(waves, self.config, rate)]
+
     def units(self, waves: Sequence[np.ndarray], rate: int = SAMPLE_RATE) -> list[np.ndarray]:
         """See `Extractor.units`; a wave of n samples has ceil(n / hop) units."""
-        logs = log_mels(waves, self.config, rate)
-        return [nearest(features(log, self.config) @ self.projection, self.centroids) for log in logs]
+        return [nearest(each, self.centroids) for each in self.features(waves, rate)]
 
     def save(self, folder: str | Path) -> None:
         """Write `codebook.npz` and `speech.json`; equal codebooks give equal bytes."""
@@ -244,7 +247,13 @@ def discriminants(sample: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
     return np.asarray(analysis.scalings_[:, :count], np.float32)
 
 
-def _projection(sample: np.ndarray, config: MelKMeansConfig, labels: np.ndarray | None) -> np.ndarray:
+def projection_of(sample: np.ndarray, config: MelKMeansConfig, labels: np.ndarray | None = None) -> np.ndarray:
+    """What features are multiplied by, float32 [width, dimensions]: discriminants of the labels, or their scale.
+
+    Args:
+        sample: features [frames, width].
+        labels: int [frames], for discriminants.
+    """
     if labels is not None:
         return discriminants(sample, labels, config.discriminants)
     if config.cepstra:
@@ -264,10 +273,10 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.argmin((centroids**2).sum(axis=1) - 2.0 * features @ centroids.T, axis=1).astype(np.int32)
 
 
-def _summary(
+def unit_sounds(
     logs: Sequence[np.ndarray], units: Sequence[np.ndarray], config: MelKMeansConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per unit: mean log-mel [count, bands], mean run length [count], number of frames [count].
+    """How units sound and last: mean log-mel [count, bands], mean run length [count], number of frames [count].
 
     A unit that never occurs gets the overall mean and one period.
     """

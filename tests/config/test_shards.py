@@ -108,5 +108,5 @@ def test_a_data_set_on_the_hub_is_known_by_name_and_revision():
 def test_a_job_of_no_kind_is_told_with_its_line(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("out: x\njob: shard\n")
-    with pytest.raises(ConfigError, match=r"job\.yaml:2: job: expected one of shards, tiny, got 'shard'"):
+    with pytest.raises(ConfigError, match=r"job\.yaml:2: job: expected one of .*shards, tiny, units, got 'shard'"):
         load_data_job(str(path))

@@ -29,14 +29,6 @@ def tokenizer(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def hf_cache(tmp_path_factory, monkeypatch):
-    """A cache of data sets that is the test's own."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
-
-
-@pytest.fixture
 def many(tmp_path, pico_tokenizer):
     """Makes jobs of the same 100 examples in two files and, by default, 8 parts, with the pico units."""
     rows = ls960_rows(100, different=16)

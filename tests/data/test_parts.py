@@ -27,9 +27,9 @@ from rich.console import Console
 from slm.artifact import read_manifest, verify
 from slm.data import job as job_module
 from slm.data.job import build_shard_set
-from slm.data.progress import BuildProgress
 from slm.data.reader import ShardSet
 from slm.errors import ConfigError, DataError, MachineError
+from slm.parts import BuildProgress
 from slm.stages import RECIPES
 from slm.tokens.chat import render
 from slm.tokens.vocabulary import load_tokenizer
@@ -265,7 +265,7 @@ def test_progress_is_said_in_lines(many, caplog, monkeypatch):
 
 
 def test_a_killed_worker_is_a_clear_error(many, monkeypatch):
-    monkeypatch.setattr("slm.data.workers._build", _die)
+    monkeypatch.setattr("slm.parts.pool._build", _die)
     job = many("set", "workers=2")
     with pytest.raises(MachineError, match="killed from outside"):
         build_shard_set(job)

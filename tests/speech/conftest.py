@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from published_speech import RECORDED, convert, write_checkpoints
 
 from slm.config.speech import MelKMeansConfig
 from slm.speech.mel_kmeans import MelKMeans
@@ -41,3 +44,21 @@ def small() -> MelKMeansConfig:
 @pytest.fixture(scope="session")
 def codebook(waves, small) -> MelKMeans:
     return MelKMeans.fit(waves, small)
+
+
+@pytest.fixture(scope="session")
+def recorded() -> dict[str, np.ndarray]:
+    """What the original package was given, and what it gave."""
+    with np.load(RECORDED) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(recorded, tmp_path_factory) -> Path:
+    return write_checkpoints(recorded, tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def converted(checkpoints, tmp_path_factory) -> Path:
+    """A speech artifact of XLS-R and code HiFi-GAN."""
+    return convert(checkpoints, tmp_path_factory.mktemp("converted") / "speech")

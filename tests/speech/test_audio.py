@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from slm.errors import DataError
-from slm.speech.audio import check_wave, read_audio, resample, write_audio
+from slm.speech.audio import as_wave, check_heard, check_wave, decode_audio, read_audio, resample, write_audio
 
 
 def tone(rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -72,3 +72,53 @@ def test_unreadable_files_are_data_errors(tmp_path):
 def test_resampling_to_the_same_rate_changes_nothing():
     wave = tone(16_000)
     assert resample(wave, 16_000) is wave
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 192_000])
+def test_decoding_in_blocks_is_decoding_at_once(tmp_path, rate, monkeypatch):
+    wave = np.random.default_rng(0).normal(size=(rate + 7, 3)).astype(np.float32) * 0.2
+    soundfile.write(tmp_path / "a.wav", wave, rate, subtype="FLOAT")
+    whole = resample(wave.mean(axis=1), rate)
+    for block in (1 << 20, 3_000, 3):
+        monkeypatch.setattr("slm.speech.audio.BLOCK_SAMPLES", max(block, rate // 10))
+        np.testing.assert_array_equal(read_audio(tmp_path / "a.wav")[0], whole)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "WAV"])
+@pytest.mark.parametrize("suffix", [".wav", ".raw", ".txt", ""])
+def test_the_content_tells_the_format_not_the_name(tmp_path, kind, suffix):
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, tone(16_000), 16_000, format=kind)
+    assert len(read_audio(path)[0]) == len(decode_audio(path.read_bytes(), where="bytes")) == 8_000
+
+
+def test_files_that_are_cut_are_told_from_short_ones(tmp_path):
+    for kind, message in [("FLAC", "not a readable audio file"), ("WAV", "is cut"), ("MP3", "is cut")]:
+        path = tmp_path / f"a.{kind.lower()}"
+        soundfile.write(path, tone(16_000, 8.0), 16_000, format=kind)
+        data = path.read_bytes()
+        with pytest.raises(DataError, match=message):
+            decode_audio(data[: len(data) // 2], where="cut")
+        assert len(decode_audio(data, where="whole")) == 128_000
+
+
+def test_bounds_of_the_duration_are_kept_before_anything_is_decoded(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", tone(16_000, 2.0), 16_000)
+    with pytest.raises(DataError, match=r"too short: 2\.000 s, shortest_s is 3"):
+        decode_audio(tmp_path / "a.wav", where="a.wav", shortest_s=3.0)
+    monkeypatch.setattr("slm.speech.audio._decoded", None)
+    with pytest.raises(DataError, match=r"too long: 2 s, longest_s is 1\.5"):
+        decode_audio(tmp_path / "a.wav", where="a.wav", longest_s=1.5)
+
+
+def test_silence_and_rates_without_speech_are_refused(tmp_path):
+    check_heard(np.full(100, 2e-4, np.float32))
+    for wave in (np.zeros(100), np.full(100, 5e-5), np.zeros(0)):
+        with pytest.raises(DataError, match="silent"):
+            check_heard(wave.astype(np.float32), where="a.wav")
+    soundfile.write(tmp_path / "a.wav", tone(1_000), 1_000)
+    with pytest.raises(DataError, match="too low for speech: 1000 Hz"):
+        read_audio(tmp_path / "a.wav")
+    with pytest.raises(DataError, match="too low for speech: 1 Hz"):
+        as_wave(tone(16_000), 1, where="row 0")
+    assert len(as_wave(np.stack([tone(8_000)] * 8), 8_000, where="row 0")) == 8_000

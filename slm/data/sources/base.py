@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from slm.config.shards import ShardsJob
+from slm.parts import Piece
 from slm.tokens.schedules import Splitter
 from slm.tokens.vocabulary import UnitSet
 
@@ -21,19 +21,6 @@ SOURCES = {
     "units": "slm.data.sources.units:UnitsRows",
 }
 """`kind` of a source -> `module:class`, made from (job, unit set, splitter); imported only when named."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A file, data set or listing that can be read from any of its rows on.
-
-    Attributes:
-        name: for messages.
-        rows: number of rows, None where nobody knows it without reading all of them.
-    """
-
-    name: str
-    rows: int | None
 
 
 class Source(Protocol):

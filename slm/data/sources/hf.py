@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from slm.config.shards import HfSource, ShardsJob
 from slm.data.sources.base import Example, Piece
 from slm.data.sources.columns import Columns
-from slm.errors import DataError
+from slm.hub import open_data_set
 from slm.tokens.schedules import Splitter
 from slm.tokens.vocabulary import UnitSet
 
@@ -75,59 +74,8 @@ class HfRows:
         Raises:
             DataError: no such data set, split or column.
         """
-        import datasets
-
-        datasets.disable_progress_bars()
-        try:
-            if _was_saved_to_disk(path):
-                loaded = datasets.load_from_disk(path)
-                if isinstance(loaded, datasets.DatasetDict):
-                    if self.source.split not in loaded:
-                        raise DataError(
-                            f"no split {self.source.split!r}; there are: {', '.join(loaded)}",
-                            where=f"hf source {path}",
-                        )
-                    loaded = loaded[self.source.split]
-                if self.source.streaming:
-                    loaded = loaded.to_iterable_dataset(num_shards=max(1, len(loaded.cache_files)))
-            else:
-                loaded = datasets.load_dataset(**self._arguments(path))
-        except DataError:
-            raise
-        except Exception as error:  # of the library, of the Hub's client, or of what that uses for the network
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(
-                f"the data set can't be loaded: {first_line}",
-                where=f"hf source {path}",
-                mend="check path, name, split and revision; private sets on the Hub need HF_TOKEN in the environment",
-            ) from error
-        if loaded.column_names is not None:
-            self.columns.require(loaded.column_names, path)
-        return loaded.select_columns(list(self.columns.needed))
-
-    def _arguments(self, path: str) -> dict[str, Any]:
-        import datasets
-
-        arguments: dict[str, Any] = {
-            "path": path,
-            "name": self.source.name,
-            "split": self.source.split,
-            "revision": self.source.revision,
-            "streaming": self.source.streaming,
-        }
-        if Path(path).is_file():
-            suffix = Path(path).suffix.lstrip(".")
-            return arguments | {"path": {"jsonl": "json"}.get(suffix, suffix), "data_files": path}
-        builder = datasets.load_dataset_builder(path, name=self.source.name, revision=self.source.revision)
-        if hasattr(builder.config, "columns"):
-            # Parquet: what is not asked for is neither read nor copied to the cache.
-            known = builder.info.features
-            if known is not None:
-                self.columns.require(list(known), path)
-            arguments["columns"] = list(self.columns.needed)
-        return arguments
-
-
-def _was_saved_to_disk(path: str) -> bool:
-    names = ("state.json", "dataset_dict.json")
-    return any((Path(path) / name).is_file() for name in names)
+        source = self.source
+        return open_data_set(
+            path, self.columns.needed, self.columns.require,
+            name=source.name, split=source.split, revision=source.revision, streaming=source.streaming,
+        )  # fmt: skip

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm.config.listing import walk
+from slm.config.recordings import AUDIO_SUFFIXES
 from slm.errors import DataError
-
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,16 @@
-"""Parts cover the rows of a source once, in order; plans and records survive their trip through JSON."""
+"""Parts cover the rows of a source once, in order; plans survive their trip through JSON."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.data.parts import Plan, Record, joined, make_plan
-from slm.data.samples import Counts
-from slm.data.sources import Piece
-from slm.data.writer import ShardEntry
 from slm.errors import DataError
+from slm.parts import Piece, Plan, make_plan
 
 ROWS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
 
@@ -43,14 +39,3 @@ def test_a_piece_of_unknown_length_is_a_part_by_itself():
     assert shape == [[(0, 0, 2)], [(0, 2, 3)], [(1, 0, None)], [(2, 0, None)], [(3, 0, 2)], [(3, 2, 3)]]
     assert plan.examples is None
     assert all(a.number + 1 == b.number for a, b in pairwise(plan.parts))
-
-
-def test_records_add_up():
-    entry = ShardEntry("shard-000000.tar", 9, "a", "shard-000000.idx", 3, "b", 1, 2, 7, 4)
-    record = Record(0, Counts(examples=3, empty=1), [entry], Counter({3: 1, 4: 1}))
-    again = Record.from_json(json.loads(json.dumps(record.to_json())))
-    assert again == record and again.tokens == 7
-    whole = joined([record, again])
-    assert (whole.counts.examples, whole.counts.empty, whole.tokens) == (6, 2, 14)
-    assert whole.length_counts == {3: 2, 4: 2}
-    assert record.files()["shard-000000.idx"] == {"size": 3, "sha256": "b"}
