@@ -33,14 +33,11 @@ def load_speech(folder: str | Path) -> tuple[Extractor, Vocoder, UnitSet]:
         DataError: no such folder, an unknown extractor or vocoder, or a codebook that is not the
             one `speech.json` names.
     """
-    from slm.tokens.vocabulary import UnitSet
-
     path = Path(folder) / SPEECH_FILE
-    about = read_json(path)
+    units, about = read_units(folder), read_json(path)
     try:
-        units = UnitSet(**about["units"])
         names = about["extractor"], about["vocoder"]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise DataError(f"not a description of speech units: {error}", where=str(path)) from None
     extractor = _load(EXTRACTORS, "extractor", names[0], path)
     vocoder = _load(VOCODERS, "vocoder", names[1], path)
@@ -51,6 +48,22 @@ def load_speech(folder: str | Path) -> tuple[Extractor, Vocoder, UnitSet]:
             mend="build the speech artifact again; its files do not belong together",
         )
     return extractor, vocoder, units
+
+
+def read_units(folder: str | Path) -> UnitSet:
+    """What the units of a speech artifact are, without opening its extractor.
+
+    Raises:
+        DataError: no such folder, or no description of units in it.
+    """
+    from slm.tokens.vocabulary import UnitSet
+
+    path = Path(folder) / SPEECH_FILE
+    about = read_json(path)
+    try:
+        return UnitSet(**about["units"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"not a description of speech units: {error}", where=str(path)) from None
 
 
 def _load(registry: dict[str, str], role: str, name: str, path: Path) -> Any:
