@@ -48,14 +48,17 @@ slm_wait() { # STOP_FILE COMMAND…: the command's exit code is left in slm_code
 }
 
 slm_finish() { # VERDICT MAX_REQUEUES
-  local job=${SLURM_JOB_ID:-}
+  local job=${SLURM_JOB_ID:-} state
   if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
     job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the job's own number may be that of the whole array
   fi
   if (($1 == 85)) && [[ -n $job ]]; then
-    if ((${SLURM_RESTART_COUNT:-0} < $2)); then
+    state=$(squeue --noheader --format=%T --jobs="$job" 2>/dev/null) || state=
+    if [[ -n $state && $state != RUNNING ]]; then
+      echo "job $job is $state: SLURM ends it, and requeues it or not" # requeued here, scancel could not end it
+    elif ((${SLURM_RESTART_COUNT:-0} < $2)); then
       echo "job $job goes back into the queue (requeued ${SLURM_RESTART_COUNT:-0} times, at most $2)"
-      scontrol requeue "$job" || echo "job $job is not requeued here: SLURM does it, or submit it again to continue"
+      scontrol requeue "$job" || echo "job $job can't be requeued; submit it again to continue"
     else
       echo "job $job was requeued $2 times; submit it again to continue"
     fi

@@ -258,7 +258,7 @@ KILLED_BY_TERM = (
 
 def test_an_array_task_that_dies_of_being_asked_is_requeued_itself_and_not_the_whole_array(tmp_path, stand_ins):
     """The job's own number can be that of the array, so the task is named; a share has no artifact to be judged by."""
-    stand_ins.add("scontrol", "sys.exit(1)")  # it says so when SLURM has requeued the job already
+    stand_ins.add("scontrol", "sys.exit(1)")
     command = program(tmp_path, KILLED_BY_TERM.format(ready=str(tmp_path / "ready")))
     tasks = tuple(Task("f", (*command, f"--task={i}/2"), is_share=True) for i in range(2))
     text = script(BatchJob("set.shares", "data", tasks, "l_%a"), site(), place(tmp_path))
@@ -266,7 +266,18 @@ def test_an_array_task_that_dies_of_being_asked_is_requeued_itself_and_not_the_w
     ids = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "1"}
     code, said = ask_in_the_middle(tmp_path, text, tmp_path / "ready", **ids)
     assert code == 85 and stand_ins.calls("scontrol") == [["requeue", "70_1"]]
-    assert "job 70_1 is not requeued here" in said
+    assert "job 70_1 can't be requeued" in said
+
+
+def test_a_job_that_slurm_is_ending_is_not_put_back_into_the_queue(tmp_path, stand_ins):
+    """`scancel` sends SIGTERM as preemption does; SLURM itself requeues what it shall."""
+    stand_ins.add("scontrol")
+    stand_ins.add("squeue", "print('COMPLETING')")
+    command = program(tmp_path, KILLED_BY_TERM.format(ready=str(tmp_path / "ready")))
+    text = script(job("f", *command, kind="data"), site(), place(tmp_path))
+    code, said = ask_in_the_middle(tmp_path, text, tmp_path / "ready", SLURM_JOB_ID="72")
+    assert code == 85 and not stand_ins.calls("scontrol") and "job 72 is COMPLETING" in said
+    assert stand_ins.calls("squeue") == [["--noheader", "--format=%T", "--jobs=72"]]
 
 
 def test_a_step_that_is_killed_without_being_asked_has_failed(tmp_path, stand_ins):

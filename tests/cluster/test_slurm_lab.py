@@ -269,6 +269,15 @@ def _processes_of(array: str, task: str) -> list[int]:
     return found
 
 
+def test_a_job_that_is_cancelled_stays_so(lab, job_file, tmp_path):
+    job = sbatch(lab, "shards", job_file, options=(f"--output={tmp_path}/log", "--time=10"))
+    slurm.wait_until(lambda: list(tmp_path.glob(".alone.parts-*/.records/part-*")), 300, "a part", lab.queue)
+    lab.run(["scancel", job])
+    lab.wait_for_all(120)
+    facts = lab.facts(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0"), (tmp_path / "log").read_text()
+
+
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """The top of a checkout whose `runs` lie in the test's own folder."""
