@@ -155,8 +155,8 @@ class EvalStep(_Step):
     """Chain -> labels in the order they were trained."""
 
     def needs(self) -> dict[tuple[str | int, ...], str]:
-        data = {("data",): self.data} if self.data is not None else {}
-        return {**data, **{("models", label): step for label, step in self.models.items()}}
+        named: dict[tuple[str | int, ...], str] = {("models", label): step for label, step in self.models.items()}
+        return {("data",): self.data, **named} if self.data is not None else named
 
 
 class ReportStep(_Step):
