@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLUSTER_PACKAGES := openssh-server pdsh iproute2 slurm-wlm munge
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +20,8 @@ test: $(READY) ## all tests, no network and no GPU needed
 test-slow: $(READY) ## the tests that take minutes each
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-test-cluster: $(READY) ## two hosts with real ssh on this machine; as root, on Debian: installs openssh-server, pdsh, iproute2
-	apt-get install -y -qq openssh-server pdsh iproute2
+test-cluster: $(READY) ## real ssh and real SLURM, two hosts of each on this machine; as root, on Debian: installs them
+	-apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(CLUSTER_PACKAGES)
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -rs
 
 test-seamless: $(READY) ## the port against the original package, in an environment of its own; SOURCE=CHECKOUT without a network

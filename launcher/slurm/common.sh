@@ -41,16 +41,26 @@ slm_wait() { # STOP_FILE COMMAND…: the command's exit code is left in slm_code
   done
   slm_code=0
   wait "$process" || slm_code=$?
+  if [[ $slm_asked && -z $stop ]] && ((slm_code == 143)); then
+    slm_code=85 # it died of being asked: what is finished is kept, the rest is made when it runs again
+  fi
   [[ -z $stop ]] || rm -f -- "$stop"
 }
 
 slm_finish() { # VERDICT MAX_REQUEUES
-  if (($1 == 85)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
-    if ((${SLURM_RESTART_COUNT:-0} < $2)); then
-      echo "job $SLURM_JOB_ID goes back into the queue (requeued ${SLURM_RESTART_COUNT:-0} times, at most $2)"
-      scontrol requeue "$SLURM_JOB_ID"
+  local job=${SLURM_JOB_ID:-} state
+  if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+    job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the job's own number may be that of the whole array
+  fi
+  if (($1 == 85)) && [[ -n $job ]]; then
+    state=$(squeue --noheader --format=%T --jobs="$job" 2>/dev/null) || state=
+    if [[ -n $state && $state != RUNNING ]]; then
+      echo "job $job is $state: SLURM ends it, and requeues it or not" # requeued here, scancel could not end it
+    elif ((${SLURM_RESTART_COUNT:-0} < $2)); then
+      echo "job $job goes back into the queue (requeued ${SLURM_RESTART_COUNT:-0} times, at most $2)"
+      scontrol requeue "$job" || echo "job $job can't be requeued; submit it again to continue"
     else
-      echo "job $SLURM_JOB_ID was requeued $2 times; submit it again to continue"
+      echo "job $job was requeued $2 times; submit it again to continue"
     fi
   fi
   return "$1"
@@ -89,6 +99,15 @@ slm_pick() { # PATTERN ARGUMENT…: all but, of those that fit the pattern, the 
     echo "error: $seen of the arguments could be this task's; submit with --array=0-$((seen > 0 ? seen - 1 : 0))" >&2
     exit 2
   fi
+}
+
+slm_is_share() { # PATTERN ARGUMENT…: whether this is a task of an array for the one argument that fits the pattern
+  local pattern=$1 word seen=0
+  shift
+  for word; do
+    if [[ $word =~ $pattern ]]; then seen=$((seen + 1)); fi
+  done
+  ((seen == 1 && ${SLURM_ARRAY_TASK_COUNT:-1} > 1))
 }
 
 slm_checkout() { # for scripts that people submit: sbatch runs a copy of them, so only the folder tells where we are

@@ -14,7 +14,14 @@ from slm.errors import run_entry
 
 HELP = "Train spoken language models in stages; measure forgetting, and prevent it."
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
+)
 model = typer.Typer(help="Make models out of models.", no_args_is_help=True)
 data = typer.Typer(help="Build data, and look at it.", no_args_is_help=True)
 app.add_typer(data, name="data")

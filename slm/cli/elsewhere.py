@@ -89,7 +89,7 @@ def show_scripts(plan: Plan, chosen: Collection[str], site: str | None) -> None:
     texts = scripts(plan, chosen, load_site(site))
     for job in batch_jobs(plan, chosen):
         path = str(plan.folder / FOLDER / f"{job.name}.sbatch")
-        command = shown(sbatch_argv(path, [f"JOB_OF.{need}" for need in job.needs]))
+        command = shown(sbatch_argv(path, *([f"JOB_OF.{name}" for name in names] for names in (job.needs, job.after))))
         sys.stdout.write(f"# {path}\n# {command}\n{texts[job.name]}\n")
 
 

@@ -40,6 +40,11 @@ def interfaces():
     return found
 
 
+def own_name():
+    """The name of this host: SLURM's for it, where SLURM started this."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def interface_towards(host):
     """The interface through which `host` (name or IPv4 address) is reached; "" when it is not known.
 
@@ -190,7 +195,7 @@ def collect(request):
     """
     shared = request["shared"]
     return {
-        "host": socket.gethostname(),
+        "host": own_name(),
         "python": platform.python_version(),
         "executable": sys.executable,
         "versions": versions(request["packages"]),
@@ -222,7 +227,7 @@ def say(answer):
 
 def main(request):
     """Tell the time at once, then the rest."""
-    say({"host": socket.gethostname(), "clock": time.time()})
+    say({"host": own_name(), "clock": time.time()})
     say(collect(request))
 
 

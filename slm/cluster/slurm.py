@@ -20,10 +20,17 @@ _JOB_ID = re.compile(r"[0-9]{1,12}(;[A-Za-z0-9_.-]+)?")
 
 @dataclass(frozen=True)
 class Task:
-    """One command and the artifact it makes."""
+    """One command and the artifact it makes.
+
+    Attributes:
+        folder: of the artifact.
+        argv: the command.
+        is_share: it makes a part of the artifact only, so its exit code alone says what became of it.
+    """
 
     folder: str
     argv: tuple[str, ...]
+    is_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class BatchJob:
         tasks: one, or those of an array.
         log: file of all output, appended over requeues; `%a` stands for the array's task.
         needs: names of jobs that have to end well first.
+        after: names of jobs that have to end first, however they do.
         ranks: of a train step on CPUs; with GPUs there is one a GPU.
         environment: variables besides those of the environment file.
     """
@@ -45,6 +53,7 @@ class BatchJob:
     tasks: tuple[Task, ...]
     log: str
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     ranks: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -137,7 +146,8 @@ def srun(job: BatchJob, resources: Resources) -> list[str]:
 
 
 def _step(job: BatchJob, task: Task, site: SiteConfig, start: Sequence[str]) -> str:
-    words = ["slm_step", job.kind, task.folder, str(site.max_requeues), *start, *task.argv]
+    command = ["slm_run"] if task.is_share else ["slm_step", job.kind, task.folder]
+    words = [*command, str(site.max_requeues), *start, *task.argv]
     return " ".join(_quoted(word) for word in words)
 
 
@@ -164,10 +174,16 @@ def sbatch_path(path: str) -> str:
     return f'"{text}"' if " " in text or "#" in text else text
 
 
-def sbatch_argv(path: str, after: Sequence[str] = ()) -> list[str]:
-    """Submit a script after these jobs have ended well; prints the job's id alone."""
-    waits = [f"--dependency=afterok:{':'.join(after)}"] if after else []
-    return ["sbatch", "--parsable", *waits, path]
+def sbatch_argv(path: str, needs: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
+    """Submit a script that waits until jobs have ended; prints the job's id alone.
+
+    Args:
+        path: of the script.
+        needs: numbers of jobs that have to end well.
+        after: numbers of jobs that have to end, however they do.
+    """
+    waits = [":".join((word, *ids)) for word, ids in (("afterok", needs), ("afterany", after)) if ids]
+    return ["sbatch", "--parsable", *([f"--dependency={','.join(waits)}"] if waits else []), path]
 
 
 def job_id(printed: str) -> str:

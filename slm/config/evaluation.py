@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from slm.config.base import Job, Strict
+from slm.artifact import digest, find_manifest, hash_files
+from slm.config.base import Job, Strict, input_fingerprints_of
 
 Positive = Annotated[int, Field(gt=0)]
 Stage = Literal["llm", "asr", "tts", "sqa"]
@@ -85,6 +86,19 @@ class EvalJob(Job):
     def inputs(self) -> dict[str, str]:
         """The data, and every model by its label."""
         return {"data": self.data, **{f"model/{label}": ref for label, ref in self.references().items()}}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of data that nobody sealed with a manifest: its files' content.
+
+        Raises:
+            DataError: a model or the data is missing.
+        """
+        places = self.inputs()
+        if find_manifest(self.data) is None and Path(self.data).is_dir():
+            del places["data"]
+            files = hash_files(self.data).items()
+            return {**input_fingerprints_of(places), "data": digest({name: entry["sha256"] for name, entry in files})}
+        return input_fingerprints_of(places)
 
     def identity(self) -> dict[str, Any]:
         """What changes the figures; speed and paths left out."""

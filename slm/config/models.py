@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm.artifact import file_sha256
 from slm.config.base import Job
@@ -33,12 +33,14 @@ class ExpandJob(Job):
     """Grow a text model's vocabulary by the speech units, off-line."""
 
     kind: ClassVar[str] = "base"
-    ignored: ClassVar[tuple[str, ...]] = ("model", "tokenizer", "rows")
+    ignored: ClassVar[tuple[str, ...]] = ("model", "tokenizer", "speech", "rows")
 
     model: str
     """Step or Hugging Face folder that is grown."""
-    tokenizer: str
+    tokenizer: str | None = None
     """Folder of the tokenizer that has the unit tokens (`vocabulary.json` beside it)."""
+    speech: str | None = None
+    """Instead of a tokenizer: speech artifact whose units the model's own tokenizer gets."""
     noise: Annotated[float, Field(gt=0)] = 1.0
     """Spread of a new row around the mean row, in standard deviations of the old rows."""
     rows: str | None = None
@@ -48,9 +50,16 @@ class ExpandJob(Job):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the new rows."""
 
+    @model_validator(mode="after")
+    def _one_source_of_units(self) -> ExpandJob:
+        if (self.tokenizer is None) == (self.speech is None):
+            raise ValueError("give either tokenizer, which has the units, or speech, whose units the model's own gets")
+        return self
+
     def inputs(self) -> dict[str, str]:
-        """The model; the tokenizer when it is an artifact of its own."""
-        return {"model": self.model, "tokenizer": self.tokenizer}
+        """The model, and what says which units there are."""
+        named = {"tokenizer": self.tokenizer, "speech": self.speech}
+        return {"model": self.model, **{name: folder for name, folder in named.items() if folder is not None}}
 
     def identity(self) -> dict[str, Any]:
         """The file of rows counts by its content."""

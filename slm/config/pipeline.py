@@ -36,6 +36,21 @@ class DataStep(_Step):
     kind: Literal["data"]
     job: str
     """The job's YAML file."""
+    tokenizer: str | None = None
+    """Step that made the model whose tokenizer a shard set gets; null leaves what the job says."""
+    shares: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Under SLURM: tasks of an array that build a shard set side by side; the bytes are the same."""
+
+    def needs(self) -> dict[tuple[str | int, ...], str]:
+        return {("tokenizer",): self.tokenizer} if self.tokenizer is not None else {}
+
+
+class ImportStep(_Step):
+    """Take the text path of a Llama 3.2 Vision: `slm model import`."""
+
+    kind: Literal["import"]
+    model: str
+    """Hugging Face folder of the model."""
 
 
 class TinyBaseStep(_Step):
@@ -87,11 +102,13 @@ class ExpandStep(_Step):
     kind: Literal["expand"]
     model: str
     """Step that is grown."""
-    data: str
-    """Data step whose tokenizer has the units."""
+    data: str | None = None
+    """Data step whose tokenizer has the units; or, instead of it,"""
+    speech: str | None = None
+    """folder of a speech artifact whose units the model's own tokenizer gets."""
 
     def needs(self) -> dict[tuple[str | int, ...], str]:
-        return {("model",): self.model, ("data",): self.data}
+        return {("model",): self.model, **({("data",): self.data} if self.data is not None else {})}
 
 
 class MergeStep(_Step):
@@ -128,15 +145,18 @@ class EvalStep(_Step):
     kind: Literal["eval"]
     config: str
     """The evaluation's YAML file."""
-    data: str
-    """Data step with the test sets."""
+    data: str | None = None
+    """Data step with the test sets; or, instead of it,"""
+    folder: str | None = None
+    """a folder that has them already: `eval/SET.jsonl`, and `speech/` for sets that are spoken."""
     models: dict[str, str]
     """Label -> step; the report shows them in this order."""
     chains: dict[str, list[str]] = {}
     """Chain -> labels in the order they were trained."""
 
     def needs(self) -> dict[tuple[str | int, ...], str]:
-        return {("data",): self.data, **{("models", label): step for label, step in self.models.items()}}
+        named: dict[tuple[str | int, ...], str] = {("models", label): step for label, step in self.models.items()}
+        return {("data",): self.data, **named} if self.data is not None else named
 
 
 class ReportStep(_Step):
@@ -151,10 +171,10 @@ class ReportStep(_Step):
 
 
 AnyStep = Annotated[
-    DataStep | TinyBaseStep | TrainStep | ExpandStep | MergeStep | DiscountStep | EvalStep | ReportStep,
+    DataStep | TinyBaseStep | ImportStep | TrainStep | ExpandStep | MergeStep | DiscountStep | EvalStep | ReportStep,
     Field(discriminator="kind"),
 ]
-MODELS = ("tiny-base", "train", "expand", "merge", "discount")
+MODELS = ("tiny-base", "import", "train", "expand", "merge", "discount")
 """Kinds of steps that make a model."""
 
 
@@ -223,6 +243,9 @@ class PipelineConfig(Strict):
                     yield where, f"the folder is <runs>/<name>/{name}; rename the step instead"
                 elif step.kind == "merge" and key != "seed":
                     yield where, "a merge takes only 'seed' here; 'recipe' and 'models' are keys of the step"
+            pair = {"expand": ("data", "speech"), "eval": ("data", "folder")}.get(step.kind, ())
+            if sum(getattr(step, key) is not None for key in pair) != (1 if pair else 0):
+                yield ("steps", name), f"needs one of {' and '.join(pair)}, and not both"
 
     def _bad_references(self) -> Iterator[Problem]:
         for name, step in self.steps.items():

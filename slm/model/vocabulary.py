@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,11 @@ from slm.errors import CheckpointError, DataError
 from slm.model.adapter import check_tensors
 from slm.model.reference import resolve
 from slm.model.weights import EMBEDDING, HEAD, Change, prove_loadable, read_config, read_tensor, rewrite, shapes_of
-from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
+from slm.speech.load import read_units
+from slm.tokens.vocabulary import UnitSet, Vocabulary, add_units, load_tokenizer, save_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def spread_rows(old_VD: Tensor, count: int, noise: float, generator: torch.Generator) -> Tensor:
@@ -91,24 +96,17 @@ def expand(job: ExpandJob) -> bool:
     reference = resolve(job.model)
     if reference.adapter is not None:
         raise CheckpointError("vocabulary can't be grown under an adapter", where=job.model, mend="give the base model")
-    tokenizer, vocabulary = load_tokenizer(job.tokenizer)
-    _, before = load_tokenizer(reference.base)
-    if vocabulary.units is None or vocabulary.first_unit is None:
-        raise DataError("the tokenizer has no unit tokens", where=job.tokenizer)
-    if before.text_sha256 != vocabulary.text_sha256:
-        raise DataError(
-            "the tokenizer is not an extension of the model's own", where=f"{job.tokenizer} and {job.model}"
-        )
+    tokenizer, vocabulary, first_unit, units = _tokenizer_with_units(job, reference.base)
     tied = bool(AutoConfig.from_pretrained(reference.base).tie_word_embeddings)
     old_rows, width = _table_shape(reference.base, tied)
     rows = max(old_rows, -(-len(tokenizer) // job.pad_to) * job.pad_to)
-    if vocabulary.first_unit > old_rows:
+    if first_unit > old_rows:
         raise DataError(
-            f"the first unit has id {vocabulary.first_unit}, the model has {old_rows} rows",
-            where=f"{job.tokenizer} and {job.model}",
+            f"the first unit has id {first_unit}, the model has {old_rows} rows",
+            where=f"{job.tokenizer or job.speech} and {job.model}",
         )
     new = NewRows(
-        *(vocabulary.first_unit, rows, vocabulary.units.count),
+        *(first_unit, rows, units.count),
         noise=job.noise,
         seed=job.seed,
         given=_given_rows(job.rows, tied),
@@ -120,9 +118,31 @@ def expand(job: ExpandJob) -> bool:
             shutil.copy(generation, folder)
         save_tokenizer(folder, tokenizer, vocabulary)
         prove_loadable(folder)
-        about = {"rows": rows, "unit_rows": vocabulary.units.count, "vocabulary": vocabulary.to_json(), "width": width}
+        about = {"rows": rows, "unit_rows": units.count, "vocabulary": vocabulary.to_json(), "width": width}
         write_manifest(folder, job.kind, config=job.identity(), inputs=inputs, about=about)
     return True
+
+
+def _tokenizer_with_units(job: ExpandJob, base: Path) -> tuple[PreTrainedTokenizerFast, Vocabulary, int, UnitSet]:
+    """The tokenizer that is saved with the model, its vocabulary, and where which units begin.
+
+    Raises:
+        DataError: no units in the tokenizer, or it is not the model's own with units; the model has units already.
+    """
+    own, before = load_tokenizer(base)
+    if job.tokenizer is not None:
+        tokenizer, vocabulary = load_tokenizer(job.tokenizer)
+    elif before.units is not None:
+        raise DataError("the model has units already", where=job.model, mend="give the model before it was grown")
+    else:
+        tokenizer, vocabulary = own, add_units(own, read_units(job.speech or ""))
+    if vocabulary.units is None or vocabulary.first_unit is None:
+        raise DataError("the tokenizer has no unit tokens", where=str(job.tokenizer))
+    if before.text_sha256 != vocabulary.text_sha256:
+        raise DataError(
+            "the tokenizer is not an extension of the model's own", where=f"{job.tokenizer} and {job.model}"
+        )
+    return tokenizer, vocabulary, vocabulary.first_unit, vocabulary.units
 
 
 def _table_shape(base: Path, tied: bool) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A plan as SLURM jobs: one for each step, waiting for those it needs; an evaluation's models as an array."""
+"""A plan as SLURM jobs: one for each step, waiting for those it needs; models and shares of data as arrays."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def batch_jobs(plan: Plan, chosen: Collection[str]) -> list[BatchJob]:
     for step in plan.steps:
         if step.name not in chosen:
             continue
-        needs = tuple(need for need in step.needs if need in chosen)
+        needs, after = tuple(_name(plan, need) for need in step.needs if need in chosen), tuple[str, ...]()
         if isinstance(step.job, EvalJob) and len(_models(step.job)) > 1:
-            models = _evaluations(plan, step, needs)
-            found.append(models)
-            needs = (models.name,)
-        else:
-            needs = tuple(_name(plan, need) for need in needs)
+            found.append(_evaluations(plan, step, needs))
+            needs = (found[-1].name,)
+        elif step.shares > 1:
+            found.append(_shares(plan, step, needs))
+            after = (found[-1].name,)
         task = Task(str(step.folder), _located(step.argv))
-        found.append(_job(plan, step, _name(plan, step.name), (task,), needs))
+        found.append(_job(plan, step, _name(plan, step.name), (task,), needs, after))
     return found
 
 
@@ -85,9 +85,11 @@ def submit(plan: Plan, chosen: Collection[str], site: SiteConfig, say: Callable[
         for job in batch_jobs(plan, todo):
             path = plan.folder / FOLDER / f"{job.name}.sbatch"
             write_atomic(path, texts[job.name])
-            ids[job.name] = job_id(_printed(sbatch_argv(str(path.absolute()), [ids[need] for need in job.needs])))
+            needs, after = ([ids[name] for name in names] for names in (job.needs, job.after))
+            ids[job.name] = job_id(_printed(sbatch_argv(str(path.absolute()), needs, after)))
             record.submitted(job.name.removeprefix(f"{plan.config.name}."), ids[job.name])
-            say(f"{ids[job.name]}  {job.name}" + (f"  after {', '.join(job.needs)}" if job.needs else ""))
+            waits = ", ".join((*job.needs, *job.after))
+            say(f"{ids[job.name]}  {job.name}" + (f"  after {waits}" if waits else ""))
     return ids
 
 
@@ -126,11 +128,13 @@ def _name(plan: Plan, step: str) -> str:
     return f"{plan.config.name}.{step}"
 
 
-def _job(plan: Plan, step: Step, name: str, tasks: tuple[Task, ...], needs: tuple[str, ...]) -> BatchJob:
+def _job(
+    plan: Plan, step: Step, name: str, tasks: tuple[Task, ...], needs: tuple[str, ...], after: tuple[str, ...] = ()
+) -> BatchJob:
     array = "_%a" if len(tasks) > 1 else ""
     log = str((plan.folder / "logs").absolute() / f"{name.removeprefix(f'{plan.config.name}.')}{array}.log")
     ranks = getattr(plan.config.steps.get(step.name), "ranks", None) or plan.config.ranks
-    return BatchJob(name, KINDS.get(step.kind, "other"), tasks, log, needs, ranks, step.environment)
+    return BatchJob(name, KINDS.get(step.kind, "other"), tasks, log, needs, after, ranks, step.environment)
 
 
 def _models(job: EvalJob) -> list[str]:
@@ -146,7 +150,18 @@ def _evaluations(plan: Plan, step: Step, needs: tuple[str, ...]) -> BatchJob:
         values = {"out": out, "model": model}
         kept = [word for word in step.argv if not word.startswith(("out=", "models=", "chains="))]
         tasks.append(Task(out, _located((*kept, *commands.overrides(values)))))
-    return _job(plan, step, _name(plan, f"{step.name}.models"), tuple(tasks), tuple(_name(plan, n) for n in needs))
+    return _job(plan, step, _name(plan, f"{step.name}.models"), tuple(tasks), needs)
+
+
+def _shares(plan: Plan, step: Step, needs: tuple[str, ...]) -> BatchJob:
+    """An array whose tasks build a share each. The step itself, once they have ended, joins them.
+
+    It waits for their end only, not for a good one: it builds what a killed task has not, and what a task could not
+    build it can't either, and then says why.
+    """
+    argv = _located(step.argv)
+    tasks = [Task(str(step.folder), (*argv, "--task", f"{i}/{step.shares}"), is_share=True) for i in range(step.shares)]
+    return _job(plan, step, _name(plan, f"{step.name}.shares"), tuple(tasks), needs)
 
 
 def _located(argv: Sequence[str]) -> tuple[str, ...]:

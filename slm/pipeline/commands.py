@@ -50,6 +50,11 @@ def tiny_base(values: Mapping[str, Any]) -> list[str]:
     return [PYTHON, "-m", "slm", "model", "tiny-base", *overrides(values)]
 
 
+def import_text(values: Mapping[str, Any]) -> list[str]:
+    """The text path of a Llama 3.2 Vision."""
+    return [PYTHON, "-m", "slm", "model", "import", *overrides(values)]
+
+
 def train(config: str, overlays: Sequence[str], values: Mapping[str, Any]) -> list[str]:
     """The script that trains a stage; a `Launch` starts its ranks."""
     with_overlays = [part for overlay in overlays for part in ("--with", overlay)]

@@ -28,6 +28,7 @@ class Step:
         argv: the command, see `slm.pipeline.commands`.
         environment: variables the command gets besides those of the pipeline.
         slots: cores it takes; side by side steps share the pipeline's slots.
+        shares: tasks that build it side by side under SLURM.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Step:
     argv: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     slots: int = 1
+    shares: int = 1
 
     @property
     def identity(self) -> str:

@@ -11,15 +11,16 @@ from typing import Any
 
 from slm.config.base import Job
 from slm.config.evaluation import EvalJob
-from slm.config.jobs import load_data_job
+from slm.config.jobs import SPLIT, load_data_job
 from slm.config.loader import dotted, from_mapping, load_config, read_layers
-from slm.config.models import DiscountJob, ExpandJob, MergeJob
+from slm.config.models import DiscountJob, ExpandJob, ImportJob, MergeJob
 from slm.config.pipeline import (
     AnyStep,
     DataStep,
     DiscountStep,
     EvalStep,
     ExpandStep,
+    ImportStep,
     MergeStep,
     PipelineConfig,
     ReportStep,
@@ -149,6 +150,7 @@ class _Planner:
         makers: dict[str, Callable[[str, Any], tuple[Job, list[str], int]]] = {
             "data": self._data,
             "tiny-base": self._tiny_base,
+            "import": self._import,
             "train": self._train,
             "expand": self._expand,
             "merge": self._merge,
@@ -159,7 +161,8 @@ class _Planner:
         job, argv, slots = makers[step.kind](name, step)
         environment = self._environment(step, slots)
         folder = Path(self.folder(name))
-        return Step(name, step.kind, folder, _needs(self.config, name), job, tuple(argv), environment, slots)
+        shares = step.shares if isinstance(step, DataStep) else 1
+        return Step(name, step.kind, folder, _needs(self.config, name), job, tuple(argv), environment, slots, shares)
 
     @property
     def is_local(self) -> bool:
@@ -179,14 +182,21 @@ class _Planner:
         return environment
 
     def _data(self, name: str, step: DataStep) -> tuple[Job, list[str], int]:
-        values = {"out": self.folder(name), **step.set}
+        tokenizer = {"tokenizer": self.folder(step.tokenizer)} if step.tokenizer is not None else {}
+        values = {"out": self.folder(name), **tokenizer, **step.set}
         job = load_data_job(find_config(step.job), commands.overrides(values))
+        if step.shares > 1 and getattr(job, "job", "") not in SPLIT:
+            raise ConfigError(f"steps.{name}.shares: a job of this kind is built in one piece", mend="leave out shares")
         return job, commands.data(step.job, values), self.slots
 
     def _tiny_base(self, name: str, step: TinyBaseStep) -> tuple[Job, list[str], int]:
         values = {"out": self.folder(name), "tokenizer": f"{self.folder(step.data)}/tokenizer", **step.set}
         job = self._from_values(TinyBaseJob, name, values)
         return job, commands.tiny_base(values), 1
+
+    def _import(self, name: str, step: ImportStep) -> tuple[Job, list[str], int]:
+        values = {"out": self.folder(name), "model": step.model, **step.set}
+        return self._from_values(ImportJob, name, values), commands.import_text(values), 1
 
     def _train(self, name: str, step: TrainStep) -> tuple[Job, list[str], int]:
         values: dict[str, Any] = {"out": self.folder(name), "model.base": self.folder(step.base)}
@@ -203,8 +213,12 @@ class _Planner:
         return job, self.launch(script, step.ranks or self.config.ranks), slots
 
     def _expand(self, name: str, step: ExpandStep) -> tuple[Job, list[str], int]:
-        values = {"out": self.folder(name), "model": self.folder(step.model)}
-        values |= {"tokenizer": f"{self.folder(step.data)}/tokenizer", **step.set}
+        values: dict[str, Any] = {"out": self.folder(name), "model": self.folder(step.model)}
+        if step.data is not None:
+            values["tokenizer"] = f"{self.folder(step.data)}/tokenizer"
+        else:
+            values["speech"] = step.speech
+        values.update(step.set)
         return self._from_values(ExpandJob, name, values), commands.expand(values), 1
 
     def _merge(self, name: str, step: MergeStep) -> tuple[Job, list[str], int]:
@@ -224,7 +238,8 @@ class _Planner:
 
     def _eval(self, name: str, step: EvalStep) -> tuple[Job, list[str], int]:
         models = {label: self.folder(other) for label, other in step.models.items()}
-        values = {"out": self.folder(name), "data": self.folder(step.data), "models": models, **step.set}
+        data = self.folder(step.data) if step.data is not None else step.folder
+        values = {"out": self.folder(name), "data": data, "models": models, **step.set}
         if step.chains:
             values["chains"] = step.chains
         job = load_config(EvalJob, find_config(step.config), commands.overrides(values))

@@ -57,13 +57,7 @@ def load_extractor(folder: str | Path, device: str = "auto", dtype: str = "float
     Raises:
         DataError: see `load_speech`.
     """
-    from slm.tokens.vocabulary import UnitSet
-
-    about = _read(folder)
-    try:
-        units = UnitSet(**about["units"])
-    except TypeError as error:
-        raise DataError(f"not a description of speech units: {error}", where=str(Path(folder) / SPEECH_FILE)) from None
+    about, units = _read(folder), read_units(folder)
     extractor = _load(EXTRACTORS, "extractor", about["extractor"], folder, device=device, dtype=dtype)
     if extractor.identity != units.codebook:
         raise DataError(
@@ -97,6 +91,21 @@ def load_vocoder(
         )
     chosen = {key: value for key, value in {"language": language, "speaker": speaker}.items() if value is not None}
     return _load(VOCODERS, "vocoder", about["vocoder"], folder, chosen, device=device)
+
+
+def read_units(folder: str | Path) -> UnitSet:
+    """What the units of a speech artifact are, without opening its extractor.
+
+    Raises:
+        DataError: no such folder, or no description of units in it.
+    """
+    from slm.tokens.vocabulary import UnitSet
+
+    about = _read(folder)
+    try:
+        return UnitSet(**about["units"])
+    except TypeError as error:
+        raise DataError(f"not a description of speech units: {error}", where=str(Path(folder) / SPEECH_FILE)) from None
 
 
 def _read(folder: str | Path) -> dict[str, Any]:

@@ -142,6 +142,8 @@ def test_paths_for_sbatch():
 def test_sbatch_and_what_it_prints():
     assert sbatch_argv("s", ["1", "2"]) == ["sbatch", "--parsable", "--dependency=afterok:1:2", "s"]
     assert sbatch_argv("s") == ["sbatch", "--parsable", "s"]
+    assert sbatch_argv("s", ["1", "2"], ["3"])[2] == "--dependency=afterok:1:2,afterany:3"
+    assert sbatch_argv("s", after=["3", "4"])[2] == "--dependency=afterany:3:4"
     assert (job_id("17\n"), job_id("17;cluster\n")) == ("17", "17")
     with pytest.raises(MachineError, match="no job id"):
         job_id("Submitted batch job 17")
@@ -248,6 +250,44 @@ def test_other_steps_are_asked_by_sigterm(tmp_path, stand_ins):
     assert stand_ins.calls("scontrol") == [["requeue", "42"]]
 
 
+KILLED_BY_TERM = (
+    "import pathlib, time\n"
+    "pathlib.Path({ready!r}).touch(); time.sleep(20)"
+)  # fmt: skip
+
+
+def test_an_array_task_that_dies_of_being_asked_is_requeued_itself_and_not_the_whole_array(tmp_path, stand_ins):
+    """The job's own number can be that of the array, so the task is named; a share has no artifact to be judged by."""
+    stand_ins.add("scontrol", "sys.exit(1)")
+    command = program(tmp_path, KILLED_BY_TERM.format(ready=str(tmp_path / "ready")))
+    tasks = tuple(Task("f", (*command, f"--task={i}/2"), is_share=True) for i in range(2))
+    text = script(BatchJob("set.shares", "data", tasks, "l_%a"), site(), place(tmp_path))
+    assert f"  1) slm_run 50 {shlex.join(command)} --task=1/2 ;;" in text.splitlines()
+    ids = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "1"}
+    code, said = ask_in_the_middle(tmp_path, text, tmp_path / "ready", **ids)
+    assert code == 85 and stand_ins.calls("scontrol") == [["requeue", "70_1"]]
+    assert "job 70_1 can't be requeued" in said
+
+
+def test_a_job_that_slurm_is_ending_is_not_put_back_into_the_queue(tmp_path, stand_ins):
+    """`scancel` sends SIGTERM as preemption does; SLURM itself requeues what it shall."""
+    stand_ins.add("scontrol")
+    stand_ins.add("squeue", "print('COMPLETING')")
+    command = program(tmp_path, KILLED_BY_TERM.format(ready=str(tmp_path / "ready")))
+    text = script(job("f", *command, kind="data"), site(), place(tmp_path))
+    code, said = ask_in_the_middle(tmp_path, text, tmp_path / "ready", SLURM_JOB_ID="72")
+    assert code == 85 and not stand_ins.calls("scontrol") and "job 72 is COMPLETING" in said
+    assert stand_ins.calls("squeue") == [["--noheader", "--format=%T", "--jobs=72"]]
+
+
+def test_a_step_that_is_killed_without_being_asked_has_failed(tmp_path, stand_ins):
+    stand_ins.add("scontrol")
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    text = script(job("f", *program(tmp_path, code), kind="data"), site(), place(tmp_path))
+    done = run_script(text, tmp_path, SLURM_JOB_ID="71")
+    assert done.returncode == 143 and "f: exit code 143" in done.stdout and not stand_ins.calls("scontrol")
+
+
 SCRIPTS = sorted((ROOT / "launcher" / "slurm").glob("*.sbatch"))
 
 
@@ -267,6 +307,7 @@ def test_the_scripts_for_people_are_valid_and_say_how_they_are_submitted(path):
         ("eval", ["model=m", "e.yaml"], None, "-m slm.eval model=m e.yaml"),
         ("eval", ["e.yaml", "model=m", "model=n"], "1", "-m slm.eval e.yaml model=n out=runs/slm-eval-9/1"),
         ("pipeline", ["p.yaml", "name=a b"], None, "launcher/pipeline.py p.yaml 'name=a b'"),
+        ("shards", ["a.yaml", "out=x"], "3/16", "data_shards/build.py a.yaml out=x --task 3/16"),
         ("shards", ["a.yaml", "b.yaml"], None, ""),
         ("eval", ["e.yaml", "model=m"], "1", ""),
     ],
@@ -278,7 +319,9 @@ def test_the_scripts_for_people_start_what_they_say(name, argv, task, command, t
     (checkout / "launcher" / "train.py").touch()
     (checkout / "launcher" / "slurm").symlink_to(ROOT / "launcher" / "slurm")
     stand_ins.add("python")
-    ids = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_JOB_ID": "9"} if task is not None else {}
+    number, _, count = (task or "").partition("/")
+    ids = {"SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_COUNT": count or "2"}
+    ids = ids if task is not None else {}
     variables = {**os.environ, "SLURM_SUBMIT_DIR": str(checkout), **ids}
     source = (ROOT / "launcher" / "slurm" / f"{name}.sbatch").read_text()
     (tmp_path / "copy").write_text(source)

@@ -201,6 +201,19 @@ def test_other_units_are_refused(world, pico_base, tmp_path):
         run_evaluation(job(world, tmp_path / "out", {"model": model}))
 
 
+def test_data_that_nobody_sealed_counts_by_its_content(world, learned, tmp_path):
+    plain = shutil.copytree(world.data, tmp_path / "data", ignore=shutil.ignore_patterns("MANIFEST.json"))
+    wanted = job(world, tmp_path / "out", {}, model=str(learned), data=str(plain))
+    inputs = wanted.fingerprints()
+    assert inputs["data"] == run.folder_fingerprint(plain) and len(inputs) == 2
+    with open(plain / "eval" / "text_qa.jsonl", "a") as file:
+        file.write("\n")
+    assert wanted.fingerprints()["data"] != inputs["data"]
+    shutil.rmtree(plain)
+    with pytest.raises(DataError, match="no finished artifact"):
+        wanted.fingerprints()
+
+
 def test_a_plain_model_folder_can_be_evaluated(world, learned, tmp_path):
     plain = shutil.copytree(learned, tmp_path / "plain", ignore=shutil.ignore_patterns("eval", "MANIFEST.json"))
     wanted = job(world, tmp_path / "out", {}, model=str(plain), tasks={"text_qa": {"limit": 2}})

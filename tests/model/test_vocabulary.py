@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from slm.artifact import write_manifest
+from slm.artifact import write_json, write_manifest
+from slm.config.loader import from_mapping
 from slm.config.models import ExpandJob
-from slm.errors import CheckpointError, DataError
+from slm.errors import CheckpointError, ConfigError, DataError
 from slm.model.load import load_base, load_model
 from slm.model.vocabulary import expand, spread_rows
+from slm.speech.load import read_units
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 
@@ -100,6 +104,28 @@ def test_never_more_than_a_file_of_the_model_is_held(tmp_path, pico_tokenizer, m
     monkeypatch.setattr(weights, "save_file", save)
     expand(ExpandJob(out=str(tmp_path / "base"), model=str(tmp_path / "qwen"), tokenizer=str(pico_tokenizer)))
     assert len(held) > 2 and all(alive < 1.05 * written for alive, written in held)
+
+
+def test_the_units_of_a_speech_artifact_make_the_vocabulary_that_their_tokenizer_has(
+    tmp_path, pico_tokenizer, text_base_of, units
+):
+    speech = tmp_path / "speech"
+    speech.mkdir()
+    write_json(speech / "speech.json", {"units": dataclasses.asdict(units)})
+    write_manifest(speech, "speech", config={})
+    base = str(text_base_of(False))
+    expand(ExpandJob(out=str(tmp_path / "a"), model=base, speech=str(speech)))
+    expand(ExpandJob(out=str(tmp_path / "b"), model=base, tokenizer=str(pico_tokenizer)))
+    assert load_tokenizer(tmp_path / "a")[1] == load_tokenizer(tmp_path / "b")[1]
+    assert load_tokenizer(tmp_path / "a")[1].units == units
+    with pytest.raises(DataError, match="has units already"):
+        expand(ExpandJob(out=str(tmp_path / "c"), model=str(tmp_path / "a"), speech=str(speech)))
+    (speech / "speech.json").write_text("{}")
+    with pytest.raises(DataError, match="not a description of speech units"):
+        read_units(speech)
+    for both in ({}, {"tokenizer": str(pico_tokenizer), "speech": str(speech)}):
+        with pytest.raises(ConfigError, match="give either tokenizer"):
+            from_mapping(ExpandJob, {"out": "o", "model": base, **both}, "job")
 
 
 @pytest.mark.parametrize("tied", [False, True])

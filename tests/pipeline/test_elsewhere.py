@@ -158,6 +158,28 @@ def test_every_step_is_submitted_after_those_it_needs_and_no_secret_is_shown(tmp
     assert main(["status", str(run)]) in (0, 2)
 
 
+def test_shares_of_a_shard_set_are_an_array_whose_end_the_step_awaits(tmp_path, capsys, stand_in):
+    stand_in("sbatch", SBATCH.format(log=str(tmp_path / "calls.jsonl")))
+    data = {"kind": "data", "job": "data_shards/jobs/magpie_llm.yaml", "shares": 3}
+    steps = {"world": {"kind": "data", "job": "data_shards/jobs/pico.yaml"}}
+    steps |= {"base": {"kind": "tiny-base", "data": "world"}, "text": {**data, "tokenizer": "base"}}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "steps": steps}, sort_keys=False))
+    argv = ["pipeline", str(tmp_path / "p.yaml"), "--where", "slurm", f"runs={tmp_path}/runs"]
+    assert main([*argv, "--dry-run"]) == 0
+    assert "afterok:JOB_OF.p.base,afterany:JOB_OF.p.text.shares" in capsys.readouterr().out
+    assert main(argv) == 0
+    scripts = {Path(call["argv"][-1]).stem: call["argv"][1:] for call in stand_in.calls()}
+    assert list(scripts) == ["p.world", "p.base", "p.text.shares", "p.text"]
+    assert scripts["p.text.shares"][1] == "--dependency=afterok:102"
+    assert scripts["p.text"][1] == "--dependency=afterok:102,afterany:103"
+    array = Path(scripts["p.text.shares"][-1]).read_text()
+    assert "#SBATCH --array=0-2\n" in array and "shares_%a.log" in array
+    tasks = [line for line in array.splitlines() if ") slm_run 50 python " in line]
+    assert [line.split()[-2] for line in tasks] == ["0/3", "1/3", "2/3"]
+    assert "slm_step data" in Path(scripts["p.text"][-1]).read_text()
+    assert "103  p.text.shares  after p.base" in capsys.readouterr().out
+
+
 def test_sbatch_that_refuses_is_an_error_with_its_words(tmp_path, capsys, stand_in):
     stand_in("sbatch", "print('sbatch: error: invalid account', file=sys.stderr); sys.exit(1)")
     assert main(["pipeline", PICO, "--where", "slurm", f"runs={tmp_path}/runs"]) == 4

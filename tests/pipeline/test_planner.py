@@ -17,6 +17,7 @@ from slm.pipeline.planner import load_pipeline, make_plan
 
 TINY = "ds_configs/pipelines/tiny.yaml"
 PICO = "ds_configs/pipelines/pico.yaml"
+PAPER = "ds_configs/pipelines/paper.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,25 @@ def test_the_tiny_pipeline_has_both_chains_three_merges_and_the_discounts():
 def test_pico_is_the_same_graph():
     graph = {step.name: (step.kind, set(step.needs)) for step in plan_of(TINY).steps}
     assert {step.name: (step.kind, set(step.needs)) for step in plan_of(PICO).steps} == graph
+
+
+def test_the_papers_pipeline_starts_from_the_published_model_and_data():
+    plan = plan_of(PAPER)
+    chains = plan.config.steps["evaluation"].chains
+    assert set(chains) == {"naive", "replay", "anchor"} and len(plan.steps) == 23
+    assert plan.step("base").needs == ("text",)
+    assert [step.shares for step in plan.steps if step.kind == "data"] == [16, 8, 8, 16]
+    for step in plan.steps:
+        if step.kind == "data":
+            assert step.needs == ("base",) and step.job.tokenizer == "runs/paper/base"
+    replay, anchor, naive = (plan.step(f"{chain}-sqa").job for chain in ("replay", "anchor", "naive"))
+    assert [(source.shards, source.ratio) for source in replay.replay] == [
+        ("runs/paper/llm", 0.05), ("runs/paper/asr", 0.05), ("runs/paper/tts", 0.05)
+    ]  # fmt: skip
+    assert anchor.anchor is not None and anchor.anchor.weight == 1e-3 and naive.anchor is None
+    assert all(plan.step(f"{chain}-tts").job.model.also_train for chain in chains)
+    argv = plan.step("base").argv
+    assert "speech=data/speech/xlsr2_1b_v2" in argv and not [word for word in argv if word.startswith("tokenizer=")]
 
 
 def test_a_train_command_reads_back_as_the_job_it_was_planned_with():
@@ -103,7 +123,7 @@ BASE = f"name: x\nbase: {Path(__file__).parents[2] / PICO}\nsteps:\n"
     [
         ("  data: {jobs: a.yaml}\n", "p.yaml:4: steps.data.jobs: unknown key; did you mean 'job'?"),
         ("  new: {config: a.yaml}\n", "p.yaml:4: steps.new: needs kind"),
-        ("  new: {kind: trian}\n", "p.yaml:4: steps.new: needs kind: one of 'data', 'tiny-base', 'train'"),
+        ("  new: {kind: trian}\n", "p.yaml:4: steps.new: needs kind: one of 'data', 'tiny-base', 'import', 'train'"),
         ("  llm: {replay: {asr: 2}}\n", "p.yaml:4: steps.llm.replay.asr: expected less than or equal to 1, got 2"),
         (
             "  naive-tts: {previous: naive-ars}\n",
@@ -118,6 +138,10 @@ BASE = f"name: x\nbase: {Path(__file__).parents[2] / PICO}\nsteps:\n"
         ("  logs: {kind: data, job: data_shards/jobs/pico.yaml}\n", "'logs' is a folder of every run"),
         ("  evaluation: {chains: {naive: [base, x]}}\n", "p.yaml:4: steps.evaluation.chains.naive[1]: no model 'x'"),
         ("  llm: {set: {optim.learning_rate: 1}}\n", "optim.learning_rate: unknown key"),
+        ("  data: {shares: 4}\n", "steps.data.shares: a job of this kind is built in one piece"),
+        ("  base: {speech: data/speech}\n", "steps.base: needs one of data and speech, and not both"),
+        ("  evaluation: {data: null}\n", "steps.evaluation: needs one of data and folder, and not both"),
+        ("  data: {tokenizer: evaluation}\n", "steps.data.tokenizer: 'evaluation' is a eval step; expected one of"),
         ("  report: {set: {title: x}}\n", "p.yaml:4: steps.report.set.title: a report has no settings"),
         ("  linear: {set: {models: {base: x}}}\n", "p.yaml:4: steps.linear.set.models: a merge takes only 'seed' here"),
         ("  linear: {set: {out: x}}\n", "p.yaml:4: steps.linear.set.out: the folder is"),
