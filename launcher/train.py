@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from slm.errors import ConfigError, run_entry
 
+STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,7 +60,7 @@ def main() -> int:
     try:
         check_launchers_hostfile()
         config = load_config(StageConfig, args.config, overrides, overlays)
-        limit = parse_duration(args.time_limit) if args.time_limit is not None else None
+        limit = STARTED + parse_duration(args.time_limit) if args.time_limit is not None else None
     except ConfigError as error:
         if rank() > 0:
             return error.exit_code  # every rank reads the same files; rank 0 says what is wrong with them
@@ -73,7 +75,7 @@ def main() -> int:
     prepare_environment()  # before anything imports deepspeed
     from slm.engine.run import train
 
-    return train(config, command=shlex.join(["python", *sys.argv]), time_limit_s=limit)
+    return train(config, command=shlex.join(["python", *sys.argv]), end=limit)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class StopRequest:
     def __init__(self, folder: Path, *, watch_file: bool, time_left_s: float | None = None) -> None:
         self.value, self.save_s = NONE, 0.0
         self._file = folder / STOP_FILE if watch_file else None
-        spare = min(SPARE_S, 0.1 * time_left_s) if time_left_s is not None else 0.0
+        spare = min(SPARE_S, max(0.0, 0.1 * time_left_s)) if time_left_s is not None else 0.0
         self._end = time.monotonic() + time_left_s - spare if time_left_s is not None else None
         self._launcher = os.getppid() if LAUNCHED in os.environ else None
 
@@ -71,23 +71,27 @@ class StopRequest:
             self.value = max(self.value, PREEMPT)
 
 
-def time_left(limit_s: float | None, environment: Mapping[str, str]) -> float | None:
-    """Seconds until the job is ended from outside: by the limit that was given, or else by SLURM's; None without."""
-    end = environment.get(JOB_END, "")
-    if limit_s is None and end.isdigit():
-        return float(end) - time.time()
-    return limit_s
+def time_left(end: float | None, environment: Mapping[str, str]) -> float | None:
+    """Seconds until the job is ended from outside: by the limit that was given, or else by SLURM's; None without.
+
+    Args:
+        end: of the limit, by `time.monotonic`.
+    """
+    if end is not None:
+        return end - time.monotonic()
+    slurms = environment.get(JOB_END, "")
+    return float(slurms) - time.time() if slurms.isdigit() else None
 
 
 @contextmanager
-def stop_request(folder: Path, *, watch_file: bool, time_limit_s: float | None = None) -> Iterator[StopRequest]:
+def stop_request(folder: Path, *, watch_file: bool, end: float | None = None) -> Iterator[StopRequest]:
     """Catch SIGTERM, SIGUSR1 and SIGINT for the length of the block.
 
     Args:
         watch_file: this rank looks for the file and at the clock: the main rank.
-        time_limit_s: see `time_left`.
+        end: see `time_left`.
     """
-    left = time_left(time_limit_s, os.environ) if watch_file else None
+    left = time_left(end, os.environ) if watch_file else None
     request = StopRequest(folder, watch_file=watch_file, time_left_s=left)
     request.clear_file()
     caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

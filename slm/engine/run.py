@@ -39,12 +39,12 @@ from slm.tokens.vocabulary import load_tokenizer
 log = logging.getLogger(__name__)
 
 
-def train(config: StageConfig, command: str = "", time_limit_s: float | None = None) -> int:
+def train(config: StageConfig, command: str = "", end: float | None = None) -> int:
     """Train a stage, or find that it is done, or continue it where it stopped.
 
     Args:
         command: what the user typed, for `command.txt`.
-        time_limit_s: seconds from now after which the job will be ended from outside; it saves and leaves before.
+        end: when (`time.monotonic`) the job will be ended from outside; it saves and leaves before.
 
     Returns:
         0; what went wrong is raised.
@@ -68,7 +68,7 @@ def train(config: StageConfig, command: str = "", time_limit_s: float | None = N
         _check_vocabulary(config)
         with (
             process_group(place),
-            stop_request(out, watch_file=place.is_main, time_limit_s=time_limit_s) as stop,
+            stop_request(out, watch_file=place.is_main, end=end) as stop,
             watching(place, out, config.watch) as watch,
         ):
             _train(config, place, inputs, stop, watch, command)
