@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from slm.errors import ConfigError, run_entry
 
+STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,6 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--with", dest="overlays", nargs="+", action="extend", default=[], help="overlay YAMLs, in order"
     )
     parser.add_argument("--env-file", help="KEY=value lines, mode 0600: variables to set first")
+    parser.add_argument("--time-limit", help="HH:MM:SS from now until the job is ended: it saves before, exit code 85")
     parser.add_argument("--set", dest="sets", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--print-config", action="store_true", help="show the resolved configuration and stop")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -49,6 +52,7 @@ def main() -> int:
     overlays = [path for path in args.overlays if "=" not in path]
     overrides = [*args.sets, *(text for text in args.overlays if "=" in text), *args.overrides]
     from slm.cluster.hostfile import check_launchers_hostfile
+    from slm.config.duration import parse_duration
     from slm.config.loader import load_config
     from slm.config.stage import StageConfig
     from slm.log import rank
@@ -56,6 +60,7 @@ def main() -> int:
     try:
         check_launchers_hostfile()
         config = load_config(StageConfig, args.config, overrides, overlays)
+        limit = STARTED + parse_duration(args.time_limit) if args.time_limit is not None else None
     except ConfigError as error:
         if rank() > 0:
             return error.exit_code  # every rank reads the same files; rank 0 says what is wrong with them
@@ -70,7 +75,7 @@ def main() -> int:
     prepare_environment()  # before anything imports deepspeed
     from slm.engine.run import train
 
-    return train(config, command=shlex.join(["python", *sys.argv]))
+    return train(config, command=shlex.join(["python", *sys.argv]), end=limit)
 
 
 if __name__ == "__main__":

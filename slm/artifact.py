@@ -324,11 +324,18 @@ def write_status(
     steps: int = 0,
     reason: str = "",
     rank: int = 0,
+    host: str = "",
+    pid: int = 0,
+    phase: str = "",
+    lost: bool = False,
 ) -> None:
     """Record what became of a run: launchers lose or change exit codes, this file does not.
 
     Args:
         state: running, done, preempted or failed.
+        rank, host, pid: of the process that is spoken of; host and process are this one's unless given.
+        phase: what it was doing.
+        lost: it died or hangs, so that the same command may well succeed.
     """
     write_json(
         Path(folder) / STATUS,
@@ -338,9 +345,11 @@ def write_status(
             "step": step,
             "steps": steps,
             "reason": reason,
-            "host": socket.gethostname(),
+            "host": host or socket.gethostname(),
             "rank": rank,
-            "pid": os.getpid(),
+            "pid": pid or os.getpid(),
+            "phase": phase,
+            "lost": lost,
         },
     )
 

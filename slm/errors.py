@@ -63,6 +63,10 @@ class MachineError(SlmError):
     exit_code = 4
 
 
+class LostRankError(MachineError):
+    """A rank died, fell silent or hangs. Started again, the run continues from its newest checkpoint."""
+
+
 class DivergedError(SlmError):
     """Training produced non-finite numbers and was stopped."""
 

@@ -30,6 +30,10 @@ def redact(text: str) -> str:
     return text
 
 
+FILE_ONLY = {"file_only": True}
+"""`extra` of a record that goes to the rank's own file, because the screen gets it by another way."""
+
+
 class _Redacted(logging.Formatter):
     """Takes secrets out of messages and tracebacks alike."""
 
@@ -43,10 +47,10 @@ def rank() -> int:
 
 
 class _OnlyRankZero(logging.Filter):
-    """Other ranks reach the screen with warnings only, and say which rank they are."""
+    """Other ranks reach the screen with warnings only; what is for the file alone does not, on any."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return rank() == 0 or record.levelno >= logging.WARNING
+        return not getattr(record, "file_only", False) and (rank() == 0 or record.levelno >= logging.WARNING)
 
 
 def setup_logging(folder: str | Path | None = None, level: int = logging.INFO) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slm.config.pipeline import PipelineConfig
     from slm.config.site import SiteConfig
     from slm.pipeline.graph import Plan
+    from slm.pipeline.recovery import Recovery
 
 
 def load_site(path: str | None) -> SiteConfig:
@@ -64,6 +65,7 @@ def ready_hosts(plan: Plan, hostfile: str, site: str | None) -> Plan:
     from slm.cluster.environment import FILE, write_environment
     from slm.cluster.hostfile import read_hostfile
     from slm.pipeline.batch import hosts_environment
+    from slm.pipeline.commands import hosts_environment as hosts_environment_of_launcher
 
     findings, master = preflight(read_hostfile(hostfile), folder=ROOT, shared=plan.folder.absolute())
     if any(finding.level != "ok" for finding in findings):
@@ -75,9 +77,28 @@ def ready_hosts(plan: Plan, hostfile: str, site: str | None) -> Plan:
         )
     again = plan_for("hostfile", plan.config, plan.source, hostfile, master)
     steps = [step.environment for step in again.steps if step.kind == "train"]
-    own = {name: value for step in steps for name, value in step.items() if name != "DS_ENV_FILE"}
+    own = {name: value for step in steps for name, value in step.items() if name not in hosts_environment_of_launcher()}
     write_environment(plan.folder / FILE, {**hosts_environment(load_site(site), dict(os.environ)), **own})
     return again
+
+
+def recovery_on_hosts(plan: Plan, hostfile: str, site: str | None, *, most: int, least: int | None) -> Recovery:
+    """What a pipeline on hosts does when it loses some.
+
+    Raises:
+        ConfigError: more hosts are asked for than there are.
+    """
+    from slm.cluster.hostfile import read_hostfile
+    from slm.pipeline.recovery import OnHosts
+
+    hosts = read_hostfile(hostfile)
+    if least is not None and least > len(hosts):
+        raise ConfigError(f"--min-hosts {least}, and the hostfile has {len(hosts)}", where=hostfile)
+
+    def ready(path: Path) -> Plan:
+        return ready_hosts(plan, str(path), site)
+
+    return OnHosts(hosts, ready, most=most, least=len(hosts) if least is None else least)
 
 
 def show_scripts(plan: Plan, chosen: Collection[str], site: str | None) -> None:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from slm.pipeline.graph import Plan
+    from slm.pipeline.recovery import Recovery
     from slm.pipeline.run import Outcome
 
 PLAIN_WIDTH = 160
 """Columns of tables in a file or a pipe."""
 USAGE = (
-    "pipeline PIPELINE [--where local|hostfile|slurm] [--dry-run] [--only STEP] [--from STEP] [--status] [key=value …]"
+    "pipeline PIPELINE [--where local|hostfile|slurm] [--dry-run] [--only STEP] [--from STEP] [--detach] [key=value …]"
 )
 
 
@@ -45,16 +46,30 @@ def pipeline(
     where: Annotated[Where, typer.Option(help="Where the steps run.")] = Where.local,
     hostfile: Annotated[str | None, typer.Option(help="Hosts of the train steps, for --where hostfile.")] = None,
     site: Annotated[str | None, typer.Option(help="Site file: what SLURM is told; variables for all hosts.")] = None,
+    max_restarts: Annotated[
+        int, typer.Option("--max-restarts", min=0, help="Restarts of a train step that lost a rank or a host.")
+    ] = 3,
+    min_hosts: Annotated[
+        int | None, typer.Option("--min-hosts", min=1, help="Go on with so few hosts of the hostfile; else all.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option("--time-limit", metavar="HH:MM:SS", help="Save and stop before so much time is up.")
+    ] = None,
+    away: Annotated[bool, typer.Option("--detach", help="Work on in the background, without this terminal.")] = False,
     show: Annotated[bool, typer.Option("--status", help="Show what is done, running or stale, and why.")] = False,
 ) -> None:
     """Make everything a pipeline's YAML asks for that is not made yet."""
     from rich.console import Console
 
+    from slm.config.duration import parse_duration
     from slm.pipeline.planner import load_pipeline, make_plan
 
     path = need(config, USAGE, "ds_configs/pipelines/*.yaml")
     if (where is Where.hostfile) != (hostfile is not None):
         raise ConfigError("--where hostfile and --hostfile FILE go together", mend="--where hostfile --hostfile hosts")
+    if min_hosts is not None and hostfile is None:
+        raise ConfigError("--min-hosts goes with --where hostfile")
+    limit_s = parse_duration(limit) if limit is not None else None
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     pipe, source = load_pipeline(path, overrides or []), (path, *(overrides or []))
     if where is not Where.local and not show:
@@ -68,6 +83,7 @@ def pipeline(
 
         show_status(plan, console)
         return
+    from slm.pipeline.recovery import Recovery
     from slm.pipeline.run import choose
 
     if dry_run:
@@ -78,10 +94,20 @@ def pipeline(
             _show_commands(plan, chosen, console)
     elif where is Where.slurm:
         elsewhere.submit(plan, choose(plan, only=only, start=start), site, console, again=start is not None)
+    elif away:
+        from slm.cli.detach import detach
+
+        choose(plan, only=only, start=start)
+        options = {"--where": where.value, "--hostfile": hostfile, "--site": site, "--only": only, "--from": start}
+        options |= {"--max-restarts": max_restarts, "--min-hosts": min_hosts, "--time-limit": limit}
+        given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        detach(plan, ["pipeline", *given, *source], console)
     else:
+        recovery = Recovery(max_restarts)
         if hostfile is not None:
+            recovery = elsewhere.recovery_on_hosts(plan, hostfile, site, most=max_restarts, least=min_hosts)
             plan = elsewhere.ready_hosts(plan, hostfile, site)
-        _run(plan, console, only, start)
+        _run(plan, console, only, start, recovery, limit_s)
 
 
 def _show_commands(plan: Plan, chosen: Collection[str], console: Console) -> None:
@@ -94,12 +120,14 @@ def _show_commands(plan: Plan, chosen: Collection[str], console: Console) -> Non
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _run(plan: Plan, console: Console, only: str | None, start: str | None) -> None:
+def _run(
+    plan: Plan, console: Console, only: str | None, start: str | None, recovery: Recovery, limit_s: float | None
+) -> None:
     from slm.log import setup_logging
     from slm.pipeline.run import run_pipeline
 
     setup_logging()
-    outcome = run_pipeline(plan, console, only=only, start=start)
+    outcome = run_pipeline(plan, console, only=only, start=start, recovery=recovery, time_limit_s=limit_s)
     _close(plan, console, outcome, only)
 
 

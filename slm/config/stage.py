@@ -199,11 +199,22 @@ class TrackConfig(Strict):
     """Peak of one device, for MFU and HFU; null is the data sheet's for known GPUs, measured on a CPU."""
 
 
+class WatchConfig(Strict):
+    """When a rank counts as lost, and the job ends."""
+
+    silent_s: Annotated[float, Field(ge=5)] = 15.0
+    """Seconds without a sign of life after which a rank is stopped, dead, or cut off; four times that before the
+    first step, where imports and compilers can keep it from giving any."""
+    stuck_s: Annotated[float, Field(ge=1)] | None = None
+    """Seconds in which no rank gets on within a step; null is ten times the longest so far, at least 60. In the first
+    step, and outside of steps (building, saving), it is 540."""
+
+
 class StageConfig(Job):
     """One training stage."""
 
     kind: ClassVar[str] = "stage"
-    ignored: ClassVar[tuple[str, ...]] = ("zero", "checkpoint", "track", "model", "data", "replay", "eval")
+    ignored: ClassVar[tuple[str, ...]] = ("zero", "checkpoint", "track", "watch", "model", "data", "replay", "eval")
 
     stage: Literal["llm", "asr", "tts", "sqa"]
     """The recipe that the shards were made with."""
@@ -227,6 +238,7 @@ class StageConfig(Job):
     eval: EvalConfig | None = None
     """Loss on held-out rows while training; null holds nothing out."""
     track: TrackConfig = TrackConfig()
+    watch: WatchConfig = WatchConfig()
 
     def inputs(self) -> dict[str, str]:
         """Base, previous step, and every shard set."""

@@ -68,15 +68,22 @@ def prepare_environment() -> None:
     """What has to stand before deepspeed is imported; a process alone becomes a job of one rank."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+    if "RANK" not in os.environ:  # alone: a MASTER_ADDR or MASTER_PORT is left over from another job
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update(alone)
+    for name, value in (("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
-    if os.environ["WORLD_SIZE"] == "1":
+    if os.environ.get("WORLD_SIZE") == "1":
         os.environ.setdefault("MASTER_PORT", "0")
 
 
 @contextmanager
 def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
-    """The default process group, through DeepSpeed, for the length of the block."""
+    """The default process group, through DeepSpeed, for the length of the block.
+
+    Raises:
+        MachineError: the port of rank 0 is taken, or ranks did not come.
+    """
     import deepspeed
     import deepspeed.ops
 
@@ -86,17 +93,33 @@ def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
         local_world = _variable("LOCAL_WORLD_SIZE", place.world_size)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_world)))
-    deepspeed.init_distributed(
-        dist_backend="gloo" if on_cpu else "nccl",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=datetime.timedelta(minutes=timeout_minutes),
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="gloo" if on_cpu else "nccl",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=datetime.timedelta(minutes=timeout_minutes),
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise _explain_meeting(error) from error
     try:
         yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _explain_meeting(error: Exception) -> MachineError:
+    """Why the ranks did not meet."""
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    if "EADDRINUSE" in str(error):
+        mend = "unset MASTER_PORT if it is left over from another job, or give a free one: deepspeed --master_port N …"
+        return MachineError("the port on which ranks meet is taken", where=where, mend=mend)
+    return MachineError(
+        f"the ranks did not all meet: {str(error).splitlines()[0]}",
+        where=where,
+        mend="see the logs of the others, and slm doctor --hostfile HOSTS for network and firewall",
+    )
 
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:

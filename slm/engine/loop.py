@@ -21,6 +21,7 @@ from slm.engine.finite import count_step, require_progress
 from slm.engine.held_out import HeldOutEvaluation
 from slm.engine.partitions import Partitions
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest
+from slm.engine.pulse import Pulse
 from slm.engine.schedule import rate_factor
 from slm.engine.state import TrainState
 from slm.errors import DataError, SlmError
@@ -46,6 +47,7 @@ class Run:
     save: Callable[[bool], None]
     last_good: Callable[[int], Path | None]
     figures: Figures
+    pulse: Pulse
     anchor: Anchor | None = None
     held_out: HeldOutEvaluation | None = None
 
@@ -69,6 +71,7 @@ def train_until_done(run: Run) -> int:
         require_progress(run.state, run.config.optim.stop_after_skipped, run.last_good, run.config.out)
         # The last step is saved too: an export that fails (a full disk) must not cost the steps before it.
         if last or asked or best or run.state.step % run.config.checkpoint.every == 0:
+            run.pulse.mark("saving")
             run.save(best)
         if asked and not last:
             return asked
@@ -86,8 +89,10 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
         The record of metrics.jsonl, and what the ranks agreed on (NONE, PREEMPT, INTERRUPT).
     """
     start = time.perf_counter()
+    run.pulse.mark("reading")
     batches, lost, failure = _read(run)
     waited = time.perf_counter() - start
+    run.pulse.mark("agreeing")
     counts, tokens, asked = _agree(run, batches, lost, failure)
     labels = sum(counts.values())
     if labels == 0:
@@ -105,9 +110,11 @@ def take_step(run: Run) -> tuple[dict[str, Any], int]:
         Partitions(run.engine).spoil_gradients()
     elif run.anchor is not None:
         run.anchor.add_gradients()
+    run.pulse.mark("updating")
     run.engine.step()
     took = time.perf_counter() - start
     run.state.step += 1
+    run.pulse.took_step(run.state.step, took)
     count_step(run.state, run.engine.was_step_applied(), tell=run.place.is_main)
     run.state.tokens += tokens
     run.state.supervised_tokens += labels
@@ -129,6 +136,7 @@ def _evaluate(run: Run, record: dict[str, Any], last: bool) -> bool:
     """Add the held-out losses to the step's record when they are due; whether they are the best so far."""
     if run.held_out is None or run.config.eval is None or not (last or run.state.step % run.config.eval.every == 0):
         return False
+    run.pulse.mark("evaluating")
     record |= run.held_out.evaluate(run.engine)
     loss = record["eval_loss"]
     if not math.isfinite(loss) or (run.state.best_loss is not None and loss >= run.state.best_loss):
@@ -164,7 +172,7 @@ def _agree(
     for batch in batches:
         for source, labels in zip(batch.sources, batch.rows, strict=True):
             own[source] += labels
-    asked = run.stop.check()
+    asked = run.stop.check(run.pulse.longest_step_s)
     flags = [asked == PREEMPT, asked == INTERRUPT, failure is not None]
     message = [*own.values(), sum(batch.tokens for batch in batches), *flags, lost.total()]
     sums = all_sum([float(value) for value in message], run.place.device)
@@ -188,9 +196,11 @@ def _forward_backward(run: Run, batches: list[MicroBatch], shares: dict[str, flo
         if i:
             run.engine.step()  # inside an accumulation this only counts the micro-batch
         weights = [run.place.world_size * shares[source] for source in batch.sources]
+        run.pulse.mark("forward")
         loss, losses = run.engine(
             batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows, weights
         )
+        run.pulse.mark("backward")
         run.engine.backward(loss, scale_wrt_gas=False)
         for source, value in zip(batch.sources, losses.tolist(), strict=True):
             own[source] += value

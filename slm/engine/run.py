@@ -30,19 +30,21 @@ from slm.engine.loop import Run, train_until_done
 from slm.engine.packing_check import require_separate_documents
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
 from slm.engine.state import TrainState
-from slm.errors import InterruptedRunError, PreemptedError, SlmError, from_os_error
-from slm.log import setup_logging
+from slm.engine.watch import Watch, watching
+from slm.errors import InterruptedRunError, LostRankError, PreemptedError, SlmError, from_os_error
+from slm.log import FILE_ONLY, setup_logging
 from slm.model.reference import resolve
 from slm.tokens.vocabulary import load_tokenizer
 
 log = logging.getLogger(__name__)
 
 
-def train(config: StageConfig, command: str = "") -> int:
+def train(config: StageConfig, command: str = "", end: float | None = None) -> int:
     """Train a stage, or find that it is done, or continue it where it stopped.
 
     Args:
         command: what the user typed, for `command.txt`.
+        end: when (`time.monotonic`) the job will be ended from outside; it saves and leaves before.
 
     Returns:
         0; what went wrong is raised.
@@ -64,9 +66,15 @@ def train(config: StageConfig, command: str = "") -> int:
             return 0
         log.info("%s: %s", out, why)
         _check_vocabulary(config)
-        with process_group(place), stop_request(out, watch_file=place.is_main) as stop:
-            _train(config, place, inputs, stop, command)
+        with (
+            process_group(place),
+            stop_request(out, watch_file=place.is_main, end=end) as stop,
+            watching(place, out, config.watch) as watch,
+        ):
+            _train(config, place, inputs, stop, watch, command)
     except BaseException as error:
+        if not isinstance(error, SlmError | SystemExit | KeyboardInterrupt):
+            log.error("ended by an error", exc_info=error, extra=FILE_ONLY)
         if not place.is_main and isinstance(error, SlmError) and _told_by_main(out, error):
             raise SystemExit(error.exit_code) from None  # all ranks met it; one message is enough
         _record_failure(out, place, error)
@@ -80,7 +88,10 @@ def _check_vocabulary(config: StageConfig) -> None:
     open_sources(stage_sources(config), model, damaged=config.data.damaged)
 
 
-def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, command: str) -> None:
+def _train(
+    config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, watch: Watch, command: str
+) -> None:
+    pulse = watch.pulse
     out = Path(config.out)
     identity = {"stage": config.identity(), "inputs": inputs}
     checkpoints = Checkpoints(out / "checkpoints", place, identity, config.checkpoint.keep)
@@ -88,7 +99,9 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     together(lambda: _open_folder(config, place, command))
     started = time.perf_counter()
     together(lambda: require_fit(config, place))
+    pulse.mark("building the model")
     engine, ds_config = build_engine(config, place)
+    pulse.mark("preparing the data")
     require_separate_documents(engine, place)
     loader = stage_loader(config, rank=place.rank, world_size=place.world_size, plan_cache=out / "order")
     sources = [spec.name for spec in loader.specs]
@@ -97,6 +110,7 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
     held_out = HeldOutEvaluation.of_stage(config, loader.specs, place)
     steps = planned_steps(config, loader)
     anchor = Anchor(engine, config.anchor) if config.anchor is not None else None  # before weights are resumed
+    pulse.mark("resuming")
     state = _resume(checkpoints, engine, loader, config.seed)
     callbacks = build_callbacks(config) if place.is_main else Callback()
     lora = config.model.train == "lora"
@@ -105,14 +119,16 @@ def _train(config: StageConfig, place: Place, inputs: dict[str, str], stop: Stop
         begin = time.perf_counter()
         loader.save_plans()
         path = checkpoints.save(engine, state, lora=lora, best=best)
+        stop.save_s = time.perf_counter() - begin
         if place.is_main:
             write_status(out, "running", step=state.step, steps=steps)
-            callbacks.on_save({"step": state.step, "path": str(path), "seconds": time.perf_counter() - begin})
+            callbacks.on_save({"step": state.step, "path": str(path), "seconds": stop.save_s})
 
     last_good = checkpoints.newest_up_to
+    pulse.step = state.step
     figures = Figures(config, place, bf16=use_bf16(config, place))
     run = Run(
-        *(config, place, engine, loader, sources, steps, state, callbacks, stop, save, last_good, figures),
+        *(config, place, engine, loader, sources, steps, state, callbacks, stop, save, last_good, figures, pulse),
         anchor=anchor,
         held_out=held_out,
     )
@@ -167,6 +183,7 @@ def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader, seed: i
 
 def _finish(run: Run, inputs: dict[str, str], seconds: float) -> None:
     """Export, seal the step folder, and tell everybody."""
+    run.pulse.mark("exporting")
     entries = export(run.engine, run.config, run.place)
     together(lambda: _seal(run, inputs, entries, seconds))
 
@@ -223,6 +240,8 @@ def _record_failure(out: Path, place: Place, error: BaseException) -> None:
     """Leave the verdict in status.json. An explanation stays; a bare exception never replaces one."""
     if isinstance(error, OSError):
         error = from_os_error(error, "training")
+    if isinstance(error, LostRankError):
+        return  # the watch has written it, with the rank that it is about
     known = isinstance(error, SlmError)
     before = read_status(out) if out.is_dir() else None
     if not known and ((before and before["exit_code"]) or find_manifest(out) is not None):

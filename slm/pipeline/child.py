@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -23,9 +24,16 @@ from slm.pipeline.graph import Step
 from slm.pipeline.lock import TOKEN, end_processes
 from slm.pipeline.planner import ROOT
 
+METRICS = "metrics.jsonl"
 STOP = "STOP"
 """A file of this name in a train step's folder makes its ranks save at the next step boundary and end."""
 
+LINGER_S = 6.0
+"""How long a step may go on after it has said that it failed, or one of its hosts has: launchers wait for ever for
+a stopped process, and pdsh for a host that does not answer."""
+
+_HOST_ENDED = re.compile(r"^pdsh@\S*: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
+_ERROR = re.compile(r"(?:[\w.-]+: )?error: ")
 _LAUNCHER_NOISE = re.compile(
     r"\[(launch|runner|multinode_runner)\.py:\d+:|^\s*$|exits with return code|Killing subprocess"
 )
@@ -46,7 +54,7 @@ class Child:
     def __init__(self, step: Step, log: Path, token: str) -> None:
         self.step, self.log, self.token = step, log, f"{token}.{step.name}"
         self.began = time.monotonic()
-        self._asked = False
+        self._asked, self._over_since = False, 0.0
         self._status_before = self._status_stamp()
         (step.folder / STOP).unlink(missing_ok=True)
         try:
@@ -79,8 +87,30 @@ class Child:
         return time.monotonic() - self.began
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs."""
-        return self._process.poll()
+        """The exit code, None while it runs. What only lingers is ended."""
+        code = self._process.poll()
+        if code is None and self._lingers():
+            self.kill()
+            code = self._process.poll()
+        return code
+
+    def _lingers(self) -> bool:
+        """Whether a train step has failed some time ago, by its own word or by that of a host's ssh."""
+        if self.step.kind != "train":
+            return False
+        state = self._status().get("state", "running")
+        if state == "failed" or (state == "running" and self._ended_host() is not None):
+            self._over_since = self._over_since or time.monotonic()
+            return time.monotonic() - self._over_since > LINGER_S
+        self._over_since = 0.0
+        return False
+
+    def _ended_host(self) -> tuple[str, int] | None:
+        """The first host whose ranks ended with an error, and ssh's exit code; None without one, and without pdsh."""
+        if "--hostfile" not in self.step.argv:
+            return None
+        found = _HOST_ENDED.search("\n".join(self._tail(1 << 14)))
+        return (found[1], int(found[2])) if found is not None else None
 
     def ask_to_stop(self) -> None:
         """Train steps: the STOP file (a signal would end one rank before the other); others: Ctrl-C.
@@ -117,7 +147,7 @@ class Child:
     def last_lines(self, count: int = 15) -> str:
         """From the last `error:` on, or else the last lines, launcher chatter left out."""
         lines = [line for line in self._tail(1 << 16) if not _LAUNCHER_NOISE.search(line)]
-        starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        starts = [i for i, line in enumerate(lines) if _ERROR.match(line)]
         chosen = lines[starts[-1] :][:count] if starts else lines[-count:]
         return "\n".join(f"  | {line.rstrip()}" for line in chosen)
 
@@ -173,16 +203,70 @@ class Child:
             why = "it ended without its artifact"
         else:
             why = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        if status.get("state") == "failed" and status.get("reason"):
+        ended = self._ended_host()
+        if status.get("lost"):
+            why = str(status["reason"])
+        elif status.get("state") == "failed" and status.get("reason"):
             why = f"{status['reason']} (rank {status.get('rank', '?')}, step {status.get('step', '?')})"
-        failure = SlmError(
+        elif ended is not None:
+            unreachable = ": its connection is gone" if ended[1] == 255 else ""
+            why = f"host {ended[0]} ended first, ssh's exit code {ended[1]}{unreachable}"
+        failure = StepError(
             f"step '{step.name}' failed: {why}\n{self.last_lines()}",
             where=str(self.log),
             mend="put right what it says, then run the same command again; finished steps are kept",
         )
+        failure.may_succeed_again = self._may_succeed_again(status, code)
         typed = status.get("exit_code") or code
         failure.exit_code = typed if typed in (2, 3, 4, 5, 6) else 1
         return failure
+
+    def _may_succeed_again(self, status: dict[str, Any], code: int) -> bool:
+        """Whether what ended the step was no fault of its configuration, its data, or a full disk."""
+        if self.step.kind != "train" or status.get("state") == "done":
+            return False
+        explained = status["exit_code"] if status.get("state") == "failed" else code
+        return bool(status.get("lost")) or explained not in (2, 3, 4, 5, 6)
+
+    def reached(self) -> int:
+        """Optimizer steps that the train step had taken when it was last heard of; 0 of others."""
+        if self.step.kind != "train":
+            return 0
+        return max(int(self._status().get("step", 0)), int(last_record(self.step.folder / METRICS).get("step", 0)))
+
+
+class StepError(SlmError):
+    """A step failed.
+
+    Attributes:
+        may_succeed_again: a rank or a host was lost, or it ended without a word.
+    """
+
+    may_succeed_again = False
+
+
+def saved_steps(step: Step) -> int:
+    """Optimizer steps in a train step's newest checkpoint; 0 without one."""
+    names = [path.name.removeprefix("step_") for path in (step.folder / "checkpoints").glob("step_*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The newest whole line of a `metrics.jsonl`; empty when there is none."""
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 8192))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines[:-1]):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def executable(argv: tuple[str, ...]) -> list[str]:

@@ -18,6 +18,8 @@ from slm.errors import ConfigError
 PYTHON = "python"
 DEEPSPEED = "deepspeed"
 PORT = "PORT"
+SSH_ALIVE = "-oServerAliveInterval=5 -oServerAliveCountMax=3"
+"""ssh ends when its host has not answered for fifteen seconds."""
 
 Launch = Callable[[list[str], int], list[str]]
 """From a train script with its arguments, and the pipeline's ranks, to the command that starts them."""
@@ -114,8 +116,12 @@ def train_environment(ranks: int, cores: int, has_gpu: bool) -> dict[str, str]:
 
 
 def hosts_environment() -> dict[str, str]:
-    """For DeepSpeed's launcher itself: it must not put a user's `.deepspeed_env` on pdsh's command line."""
-    return {"DS_ENV_FILE": os.devnull}
+    """For DeepSpeed's launcher itself.
+
+    It must not put a user's `.deepspeed_env` on pdsh's command line; and ssh must notice that a host is gone.
+    """
+    own = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+    return {"DS_ENV_FILE": os.devnull, "PDSH_SSH_ARGS_APPEND": f"{own} {SSH_ALIVE}".strip()}
 
 
 def cpu_environment() -> dict[str, str]:

@@ -7,29 +7,26 @@ continues: done steps stay done, begun train steps resume from their checkpoints
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 from rich.console import Console
 
 from slm.artifact import remove
-from slm.errors import ConfigError, InterruptedRunError, PreemptedError, SlmError
-from slm.pipeline.child import Child
+from slm.errors import ConfigError, MachineError, PreemptedError
+from slm.pipeline.child import Child, StepError, saved_steps
 from slm.pipeline.graph import Plan, Step, state_of, states
 from slm.pipeline.lock import RunLock
 from slm.pipeline.record import Record
+from slm.pipeline.recovery import Recovery
+from slm.pipeline.signals import STOP_GRACE_S, StopSignals
 from slm.pipeline.view import View, make_view
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOP_GRACE_S = 120.0
-"""How long a step that was asked to stop may take to save."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,15 @@ class Outcome:
     seconds: float
 
 
-def run_pipeline(plan: Plan, console: Console, *, only: str | None = None, start: str | None = None) -> Outcome:
+def run_pipeline(
+    plan: Plan,
+    console: Console,
+    *,
+    only: str | None = None,
+    start: str | None = None,
+    recovery: Recovery | None = None,
+    time_limit_s: float | None = None,
+) -> Outcome:
     """Make every step that is not done.
 
     Args:
@@ -53,6 +58,8 @@ def run_pipeline(plan: Plan, console: Console, *, only: str | None = None, start
         console: where progress is shown.
         only: make this step alone; what it needs must be done.
         start: make this step and everything that comes from it again, done or not; not with `only`.
+        recovery: what is done about train steps that lose a rank or a host; they are on this machine without it.
+        time_limit_s: seconds until this process is ended from outside; it stops before, as it does by SIGTERM.
 
     Raises:
         ConfigError: no such step, both `only` and `start`, or a step that is needed is not done.
@@ -63,14 +70,14 @@ def run_pipeline(plan: Plan, console: Console, *, only: str | None = None, start
     chosen = choose(plan, only=only, start=start)
     if start:
         _check_reachable(plan, start)
-    with RunLock(plan.folder) as lock, _Signals() as signals:
+    with RunLock(plan.folder) as lock, StopSignals(time_limit_s) as signals:
         record = Record(plan)
         record.write()
         if start:
             for step in plan.steps:
                 if step.name in chosen:
                     _remove(step, record)
-        run = _Run(plan, chosen, record, lock.token, console, signals)
+        run = _Run(plan, chosen, record, lock.token, console, signals, recovery or Recovery())
         return run.loop()
 
 
@@ -113,46 +120,22 @@ def _remove(step: Step, record: Record) -> None:
     record.forget(step)
 
 
-class _Signals:
-    """Counts Ctrl-C, SIGTERM and a closed terminal instead of dying of them, while the block lasts."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.number = signal.SIGINT
-
-    def __enter__(self) -> _Signals:
-        self._before = {n: signal.signal(n, self._note) for n in STOPPING}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self.number = signal.Signals(number)
-
-    def error(self, killed: Sequence[str] = ()) -> SlmError:
-        """What stopping by these signals means for who called.
-
-        Args:
-            killed: steps that were ended before they could save.
-        """
-        kind = InterruptedRunError if self.number == signal.SIGINT else PreemptedError
-        if killed:
-            return kind(
-                f"stopped at once; ended before it could save: {', '.join(killed)}",
-                mend="run the same command again; training continues from its newest checkpoint, other steps anew",
-            )
-        return kind("stopped as asked; nothing is lost", mend="run the same command again; it continues")
-
-
 class _Run:
     """The state of one run: what runs now, what was made."""
 
     def __init__(
-        self, plan: Plan, chosen: set[str], record: Record, token: str, console: Console, signals: _Signals
+        self,
+        plan: Plan,
+        chosen: set[str],
+        record: Record,
+        token: str,
+        console: Console,
+        signals: StopSignals,
+        recovery: Recovery,
     ) -> None:
+        self.recovery = recovery
+        self.restarts: dict[str, int] = {}
+        self.reached: dict[str, int] = {}
         self.plan, self.chosen, self.record, self.token, self.signals = plan, chosen, record, token, signals
         self.number = {step.name: i for i, step in enumerate(plan.steps, 1)}
         self.done = {name for name, state in states(plan).items() if state.word == "done"}
@@ -181,6 +164,7 @@ class _Run:
             for name, child in list(self.running.items()):
                 child.kill(grace_s=10.0)
                 child.close()
+                self.recovery.clear(child.step)
                 self.record.end(child.step, child.seconds, "stopped")
                 del self.running[name]
             self.view.close()
@@ -205,6 +189,8 @@ class _Run:
             self.view.note(f"{step.name}: {why}; it starts anew")
             _remove(step, self.record)
         self.record.begin(step)
+        self.reached.setdefault(step.name, saved_steps(step) if step.kind == "train" else 0)
+        step = self.recovery.start(step)
         child = Child(step, self.plan.folder / "logs" / f"{step.name}.log", self.token)
         self.running[step.name] = child
         self.view.started(child, self.number[step.name])
@@ -218,6 +204,7 @@ class _Run:
                     del self.running[name]
                     self._take_in(child, code)
                     return
+            self.signals.look_at_clock()
             if self.signals.count:
                 self._stop_all()
                 raise self.signals.error(self.killed)
@@ -235,10 +222,37 @@ class _Run:
             raise self.signals.error(self.killed)
         self.view.ended(child, self.number[name], error.what.splitlines()[0] if error else "")
         if error is not None:
+            if isinstance(error, StepError) and error.may_succeed_again and self._starts_again(child, error):
+                return
             self._stop_all()
             raise error
         self.done.add(name)
         self.made.append(name)
+
+    def _starts_again(self, child: Child, error: StepError) -> bool:
+        """Whether a train step that lost a rank is started again: so many times at most, never without progress.
+
+        What is left of it is ended in any case. Why it is not started again is added to the error.
+        """
+        step, name = child.step, child.step.name
+        self.recovery.clear(step)
+        before, self.reached[name] = self.reached[name], child.reached()
+        made = self.restarts.get(name, 0)
+        if made >= self.recovery.most:
+            error.what += f"\nstarted again {made} times already (--max-restarts {self.recovery.most})"
+        elif self.reached[name] <= before:
+            error.what += f"\nnot started again: this attempt did not get beyond step {before}"
+        else:
+            try:
+                self.recovery.again(step)
+            except MachineError as why:
+                error.what, error.mend = f"{error.what}\nnot started again: {why.what}", why.mend
+                return False
+            self.restarts[name] = made + 1
+            words = f"starts again from its newest checkpoint (restart {made + 1} of {self.recovery.most})"
+            self.view.note(f"{name}: {words}")
+            return True
+        return False
 
     def _stop_all(self) -> None:
         """Ask what runs to stop, wait for it; a second Ctrl-C or the grace time ends it at once."""
@@ -260,6 +274,7 @@ class _Run:
             time.sleep(POLL_S)
         for name, child in self.running.items():
             child.kill()
+            self.recovery.clear(child.step)
             self.killed.append(name)
 
     def _complain_if_blocked(self) -> None:

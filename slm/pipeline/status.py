@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from slm.artifact import read_status
+from slm.pipeline.child import METRICS, last_record
 from slm.pipeline.graph import Plan, states
 from slm.pipeline.lock import holder, is_held
 from slm.pipeline.record import read_record
-from slm.pipeline.view import clock, describe, last_record
+from slm.pipeline.view import clock, describe
 
 MARKS = {
     "done": "[green]✓ done[/]",
@@ -48,7 +49,7 @@ def rows(plan: Plan) -> list[Row]:
         word, why = state.word, state.why
         if held and entry.get("state") == "running" and word != "done":
             word = "running"
-            why = describe(last_record(step.folder / "metrics.jsonl")) if step.kind == "train" else ""
+            why = describe(last_record(step.folder / METRICS)) if step.kind == "train" else ""
         elif word in ("missing", "partial") and entry.get("state") == "failed":
             word, why = "failed", f"see {plan.folder}/logs/{step.name}.log"
         elif word == "partial" and step.kind == "train":

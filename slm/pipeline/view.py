@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from slm.pipeline.child import Child
+from slm.pipeline.child import METRICS, Child, last_record
 
 EVERY_S = 10.0
 
@@ -28,28 +25,10 @@ class Figures:
     words: str = ""
 
 
-def last_record(path: Path) -> dict[str, Any]:
-    """The newest whole line of a `metrics.jsonl`; empty when there is none."""
-    try:
-        with open(path, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 8192))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return {}
-    for line in reversed(lines[:-1]):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        return record if isinstance(record, dict) else {}
-    return {}
-
-
 def figures_of(child: Child) -> Figures:
     """A train step's loss, tokens/s and time left; of others the newest line of the log."""
     if child.step.kind == "train":
-        record = last_record(child.step.folder / "metrics.jsonl")
+        record = last_record(child.step.folder / METRICS)
         if record.get("steps"):
             return Figures(record["step"], record["steps"], describe(record))
     return Figures(words=child.last_line()[:70])
@@ -125,7 +104,7 @@ class View:
 def _closing_words(child: Child) -> str:
     if child.step.kind != "train":
         return child.step.kind
-    record = last_record(child.step.folder / "metrics.jsonl")
+    record = last_record(child.step.folder / METRICS)
     return f"train  {record['step']} steps  loss {float(record['loss']):.3f}" if "loss" in record else "train"
 
 

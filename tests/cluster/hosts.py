@@ -74,6 +74,37 @@ class Hosts:
         variables = {**self.environment, **environment}
         return subprocess.run(inside, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
 
+    def begin(self, argv, *, cwd, output: Path, **environment) -> subprocess.Popen:
+        """A command on the first host that runs on; all it says goes to a file."""
+        inside = ["ip", "netns", "exec", self.spaces[0], *argv]
+        with open(output, "a") as file:
+            return subprocess.Popen(
+                inside,
+                cwd=cwd,
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def ranks(self, host: int, word: str) -> list[int]:
+        """Processes on a host that are ranks with this word on their command line."""
+        inside = subprocess.run(["ip", "netns", "pids", self.spaces[host]], capture_output=True, text=True).stdout
+        found = []
+        for pid in inside.split():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if word in words and any(part.startswith("--local_rank=") for part in words):
+                found.append(int(pid))
+        return found
+
+    def link(self, host: int, state: str) -> None:
+        """Pull a host's cable (`down`), or plug it in again (`up`)."""
+        _do("ip", "link", "set", self.spaces[host], state)
+
 
 def start(folder: Path) -> Hosts:
     """Make the namespaces and start sshd in both; `stop` ends them."""

@@ -125,16 +125,18 @@ def train(tmp_path_factory, pico_base, shards, zygote):
     """Run `launcher/train.py`: `train(out, ranks=2, launcher="warm", **settings)`.
 
     `launcher` is `warm` (forked ranks, in a second), or `python`, `torchrun`, `deepspeed`: the real ones.
-    `fault` is one of `faults.py`, for warm ranks.
+    `fault` is one of `faults.py`, for warm ranks; `limit` is a time limit, `port` where ranks meet.
     """
     extensions = tmp_path_factory.mktemp("extensions")
 
-    def run(out, *, ranks=2, launcher="warm", file_limit=None, wait=True, fault=None, **settings):
+    def run(
+        out, *, ranks=2, launcher="warm", file_limit=None, wait=True, fault=None, limit=None, port=None, **settings
+    ):
         out = Path(out)
-        file = out.parent / f"{out.name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = tmp_path_factory.mktemp("config") / f"{out.name}.yaml"
         file.write_text(yaml.safe_dump(settings_of(out, pico_base, shards, **settings)))
-        script, port = [str(ROOT / "launcher" / "train.py"), "--config", str(file)], str(free_port())
+        script, port = [str(ROOT / "launcher" / "train.py"), "--config", str(file)], str(port or free_port())
+        script += ["--time-limit", limit] if limit is not None else []
         env = {
             **os.environ,
             "TORCH_EXTENSIONS_DIR": str(extensions),

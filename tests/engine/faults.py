@@ -1,4 +1,4 @@
-"""Faults at exact points of a run: a rank is killed, or its numbers go wrong.
+"""Faults at exact points of a run: a rank is killed, stopped or stuck, or its numbers go wrong.
 
 `warm.py` installs one in a forked rank before `launcher/train.py` runs. The package itself has no hook for it.
 A fault is `{"ranks": [0, 1], "kind": …, "step": …}`; `step` is the one that is being taken, from 0.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 
 KILLS = ("forward", "backward", "step", "save", "hash", "rename", "renamed")
 AT_SAVE = ("save", "hash", "rename", "renamed")
@@ -39,6 +40,9 @@ def install(fault: dict, rank: int) -> None:
         "hash": _kill_in_hash,
         "rename": _kill_at_rename,
         "renamed": _kill_at_rename,
+        "stop": _stop_in_forward,
+        "hang": _hang_in_forward,
+        "raise": _raise_in_forward,
         "nan loss": _spoil_loss,
         "inf loss": _spoil_loss,
         "nan gradient": _spoil_gradient,
@@ -47,6 +51,38 @@ def install(fault: dict, rank: int) -> None:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop_in_forward(due, _) -> None:
+    """As a process that a debugger, or a driver, holds."""
+    _before_forward(due, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def _hang_in_forward(due, _) -> None:
+    """Alive and getting nowhere, as in a loop that never ends."""
+    _before_forward(due, lambda: time.sleep(600))
+
+
+def _raise_in_forward(due, _) -> None:
+    """A fault of the program itself, on this rank alone."""
+
+    def fail():
+        raise ZeroDivisionError("a fault of this rank alone")
+
+    _before_forward(due, fail)
+
+
+def _before_forward(due, act) -> None:
+    from slm.model.supervised import SupervisedLM
+
+    forward = SupervisedLM.forward
+
+    def spoilt(self, *args):
+        if due() and self.training:
+            act()
+        return forward(self, *args)
+
+    SupervisedLM.forward = spoilt
 
 
 def _follow_steps(now: dict) -> None:
