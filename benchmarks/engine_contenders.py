@@ -140,18 +140,19 @@ def make_clock(cuda: bool) -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """Seconds and loss of each optimizer step."""
+        """Seconds, seconds of all threads, and loss of each optimizer step."""
 
         def __init__(self) -> None:
             self.steps: list[dict[str, float]] = []
 
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.begin = time.perf_counter()
+            self.begin, self.used = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             if cuda:
                 torch.cuda.synchronize()
-            self.steps.append({"seconds": time.perf_counter() - self.begin})
+            used = time.process_time() - self.used
+            self.steps.append({"seconds": time.perf_counter() - self.begin, "cpu": used})
 
         def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
             if "loss" in logs:

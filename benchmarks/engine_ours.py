@@ -133,11 +133,11 @@ def timed_steps(run: Any, cuda: bool) -> list[dict[str, float]]:
 
     steps = []
     for number in range(run.steps):
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         record, _ = take_step(run)
         if cuda:
             torch.cuda.synchronize()
-        took = {"seconds": time.perf_counter() - begin, "loss": record["loss"]}
+        took = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - used, "loss": record["loss"]}
         steps.append(took | work_of(run.loader.of_step(number)))
     return steps
 

@@ -30,7 +30,10 @@ def documents(modules, tmp_path):
 
 
 def rank(seconds, losses, peak=100.0):
-    steps = [{"seconds": seconds, "loss": loss, "supervised": 90, "tokens": 200, "pairs": 3000} for loss in losses]
+    steps = [
+        {"seconds": seconds, "cpu": 2 * seconds, "loss": loss, "supervised": 90, "tokens": 200, "pairs": 3000}
+        for loss in losses
+    ]
     return {"peak_mb": peak, "imports_mb": 300.0, "steps": steps}
 
 
@@ -82,7 +85,7 @@ def test_medians_of_rounds_and_ratios_against_the_fastest_other(modules):
     lines = tables.table("pico", results, None).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].split("|")]
-    assert cells[1:9] == ["ours", "3", "45", "22–90", "4.44", "4.44", "100", "200"]
+    assert cells[1:11] == ["ours", "3", "45", "22–90", "4.44", "4.44", "11", "4.44", "100", "200"]
     assert "fast **(best other)**" in lines[3] and "out of memory" in lines[5]
 
 
