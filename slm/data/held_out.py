@@ -16,7 +16,7 @@ import numpy as np
 
 from slm.artifact import digest
 from slm.data.packing import count_rows, pack
-from slm.data.reader import ShardSet
+from slm.data.reader import DamageError, ShardSet
 from slm.data.seeded import HELD_OUT
 from slm.errors import ConfigError
 
@@ -91,20 +91,35 @@ def packed_documents(held: HeldOut, capacity: int) -> list[list[int]]:
     return [packed.items[start:stop].tolist() for start, stop in zip(packed.starts, packed.starts[1:], strict=False)]
 
 
-def read_documents(shards: ShardSet, held: HeldOut, documents: list[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def read_documents(
+    shards: ShardSet, held: HeldOut, documents: list[int], lost: dict[int, DamageError] | None = None
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Ids, label mask and lengths of some held-out samples, end to end.
 
+    Args:
+        lost: None: damage is an error. Else documents of damaged groups are left out, and this gets each of them
+            with its damage; when none is left, the result is one token without a label.
+
     Raises:
-        DataError: a damaged group; names shard, group and byte offset.
+        DamageError: a damaged group; names shard, group and byte offset.
     """
-    ids, masks = [], []
+    ids, masks, lengths = [], [], []
     for document in documents:
-        group = shards.read_group(int(held.groups[document]))
+        try:
+            group = shards.read_group(int(held.groups[document]))
+        except DamageError as damage:
+            if lost is None:
+                raise
+            lost[document] = damage
+            continue
         stop = int(group.lengths[: held.samples[document] + 1].sum(dtype=np.int64))
         start = stop - int(held.lengths[document])
         ids.append(group.ids[start:stop])
         masks.append(group.mask[start:stop])
-    return np.concatenate(ids), np.concatenate(masks), [int(held.lengths[document]) for document in documents]
+        lengths.append(int(held.lengths[document]))
+    if not lengths:
+        return np.zeros(1, np.int32), np.zeros(1, bool), [1]
+    return np.concatenate(ids), np.concatenate(masks), lengths
 
 
 def _by_hash(fingerprint: str, lengths: np.ndarray, fits: np.ndarray, tokens: int) -> np.ndarray:

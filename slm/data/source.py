@@ -162,13 +162,7 @@ class Source:
             self._lost.add(group)
             lost = len(self._lost)
         log.warning("skipped: %s (%s)", damage.what, damage.where)
-        if lost > max(1, self.settings.max_damaged * self.shards.groups):
-            raise DataError(
-                f"{lost} of {self.shards.groups} groups are damaged, more than data.max_damaged = "
-                f"{self.settings.max_damaged:g} of them; the last: {damage.what}",
-                where=damage.where,
-                mend="copy the files from where they are intact, build the set again, or raise data.max_damaged",
-            )
+        require_little_damage(lost, self.shards.groups, self.settings.max_damaged, damage)
 
     def _window(self, epoch: int, window: int) -> Window:
         with self._lock:
@@ -202,6 +196,21 @@ class Source:
             )
         log.warning("%s: %s: %d of %d samples are left out", self.spec.folder, most, longer, shards.samples)
         return longer
+
+
+def require_little_damage(lost: int, groups: int, most: float, last: DamageError) -> None:
+    """Refuse to skip more damaged groups of a set than `data.max_damaged` (`most`) allows; one always may be lost.
+
+    Raises:
+        DataError: they are more; names the last.
+    """
+    if lost > max(1, most * groups):
+        raise DataError(
+            f"{lost} of {groups} groups are damaged, more than data.max_damaged = {most:g} of them; "
+            f"the last: {last.what}",
+            where=last.where,
+            mend="copy the files from where they are intact, build the set again, or raise data.max_damaged",
+        )
 
 
 def _window_of(place: tuple[int, int, int]) -> tuple[int, int]:

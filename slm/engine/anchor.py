@@ -38,13 +38,16 @@ class Anchor:
                 mend="offload the optimizer to cpu",
             )
         self._coupled = config.mode == "coupled"
+        loaded = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
         self._starts = {
-            piece: (compact(self._partitions.value(piece)), config.weight_of(piece.group))
+            piece: (compact(self._partitions.value(piece), loaded), config.weight_of(piece.group))
             for piece in self._partitions.pieces
             if config.weight_of(piece.group) > 0
         }
         tables = tables_of(engine)
-        self._tables = _table_starts(tables.tables, config.weight_of("vocabulary")) if tables is not None else []
+        self._tables = (
+            _table_starts(tables.tables, config.weight_of("vocabulary"), loaded) if tables is not None else []
+        )
         if not self._coupled:
             if self._tables:
                 tables.adam.register_step_post_hook(self._pull_tables)
@@ -101,8 +104,8 @@ class Anchor:
             pull(_flat(table.master), start, optimizer.param_groups[0]["lr"], weight)
 
 
-def _table_starts(tables: Sequence[Table], weight: float) -> list[tuple[Table, Tensor, float]]:
-    return [(table, compact(_flat(table.master)), weight) for table in tables if weight > 0]
+def _table_starts(tables: Sequence[Table], weight: float, loaded: torch.dtype) -> list[tuple[Table, Tensor, float]]:
+    return [(table, compact(_flat(table.master), loaded), weight) for table in tables if weight > 0]
 
 
 def _flat(matrix: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from slm.errors import MachineError, SlmError, from_os_error
 
 Found = TypeVar("Found")
 
+LONG = datetime.timedelta(hours=12)
+"""How long ranks wait for one that reads, converts or writes a whole model: longer than the process group would."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -148,22 +151,25 @@ def barrier() -> None:
     dist.barrier()
 
 
-def raise_first(failure: SlmError | None) -> None:
+def raise_first(failure: SlmError | None, *, group: dist.ProcessGroup | None = None) -> None:
     """Make one rank's failure everybody's: all ranks raise the first one, which says whose it was. Collective.
 
     Without it the others would wait for the rank that left, and die of a broken connection that
     hides the cause.
     """
     found: list[SlmError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, failure)
+    dist.all_gather_object(found, failure, group=group)
     for rank, error in enumerate(found):
         if error is not None:
             where = error.where if len(found) == 1 else f"{error.where} (rank {rank})".lstrip()
             raise type(error)(error.what, where=where, mend=error.mend) from failure
 
 
-def from_main(place: Place, find: Callable[[], Found]) -> Found:
+def from_main(place: Place, find: Callable[[], Found], *, within: datetime.timedelta | None = None) -> Found:
     """What `find` returns on rank 0, on every rank: what ranks look up by themselves may differ. Collective.
+
+    Args:
+        within: see `together`.
 
     Raises:
         SlmError: what `find` raised there.
@@ -174,17 +180,22 @@ def from_main(place: Place, find: Callable[[], Found]) -> Found:
         if place.is_main:
             found[0] = find()
 
-    together(look)
+    together(look, within=within)
     dist.broadcast_object_list(found, src=0)
     return cast(Found, found[0])
 
 
-def together(act: Callable[[], None]) -> None:
+def together(act: Callable[[], None], *, within: datetime.timedelta | None = None) -> None:
     """Run `act` on every rank; if it fails on one, all raise that failure. Collective.
+
+    Args:
+        within: how long the first rank may wait for the last; None is what the process group allows (10 minutes),
+            after which it would take the last one for dead.
 
     Raises:
         SlmError: what `act` raised on the first rank where it failed; an `OSError` is explained first.
     """
+    group = dist.new_group(backend="gloo", timeout=within) if within is not None else None
     failure: SlmError | None = None
     try:
         act()
@@ -192,4 +203,8 @@ def together(act: Callable[[], None]) -> None:
         failure = error
     except OSError as error:
         failure = from_os_error(error, "writing")
-    raise_first(failure)
+    try:
+        raise_first(failure, group=group)
+    finally:
+        if group is not None:
+            dist.destroy_process_group(group)

@@ -15,7 +15,7 @@ from torch import Tensor
 from slm.artifact import hash_files
 from slm.config.stage import StageConfig
 from slm.engine.build import gathered
-from slm.engine.distributed import Place, together
+from slm.engine.distributed import LONG, Place, together
 from slm.engine.tables import tables_of
 from slm.errors import CheckpointError
 from slm.model.adapter import check_tensors, read_adapter, writing_weights
@@ -64,7 +64,7 @@ def export(engine: Any, config: StageConfig, place: Place) -> dict[str, dict[str
             require_movement(values, config)
             entries.update(_write(engine, config, values))
 
-    together(write)
+    together(write, within=LONG)
     return entries
 
 

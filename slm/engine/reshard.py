@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from slm.engine.distributed import Place, barrier, together
+from slm.engine.distributed import LONG, Place, barrier, together
 from slm.engine.read_back import require_same_parameters
 from slm.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def load_resharded(engine: Any, path: Path, tag: str, place: Place) -> None:
     """
     scratch = path.with_name(f".{path.name}.universal")
     try:
-        together(lambda: _convert(path / tag, scratch / tag) if place.is_main else None)
+        together(lambda: _convert(path / tag, scratch / tag) if place.is_main else None, within=LONG)
         groups = [copy.copy(group) for group in engine.optimizer.optimizer.param_groups]
         engine._config.load_universal_checkpoint = True
         try:

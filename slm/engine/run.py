@@ -21,7 +21,7 @@ from slm.data.mix import open_sources, planned_steps, stage_loader, stage_source
 from slm.engine.anchor import Anchor
 from slm.engine.build import build_engine, use_bf16
 from slm.engine.checkpoint import Checkpoints
-from slm.engine.distributed import Place, find_place, from_main, process_group, together
+from slm.engine.distributed import LONG, Place, find_place, from_main, process_group, together
 from slm.engine.export import export
 from slm.engine.figures import Figures
 from slm.engine.fit import require_fit
@@ -112,6 +112,7 @@ def _train(
     anchor = Anchor(engine, config.anchor) if config.anchor is not None else None  # before weights are resumed
     pulse.mark("resuming")
     state = _resume(checkpoints, engine, loader, config.seed)
+    state.lost_samples |= held_out.lost_samples if held_out is not None else {}
     callbacks = build_callbacks(config) if place.is_main else Callback()
     lora = config.model.train == "lora"
 
@@ -171,7 +172,8 @@ def build_callbacks(config: StageConfig) -> Callbacks:
 
 
 def _resume(checkpoints: Checkpoints, engine: Any, loader: PackedLoader, seed: int) -> TrainState:
-    path = from_main(checkpoints.place, checkpoints.newest_valid)  # others would meet what rank 0 renames next
+    # rank 0 alone: the others would meet what it renames next
+    path = from_main(checkpoints.place, checkpoints.newest_valid, within=LONG)
     if path is None:
         return TrainState()
     together(lambda: checkpoints.set_aside_damaged(path))

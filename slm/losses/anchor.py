@@ -15,10 +15,14 @@ CHUNK = 2**24
 """Elements at a time: a piece can be a vocabulary matrix, and copies of it are not for free."""
 
 
-def compact(start: Tensor) -> Tensor:
-    """A copy of θ₀: bf16 where that loses nothing (weights that were loaded in bf16), else as it is."""
-    half = start.to(torch.bfloat16)
-    return half if torch.equal(half.to(start.dtype), start) else start.clone()
+def compact(start: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of θ₀ in the dtype that the weights were loaded in, which loses nothing of it.
+
+    Args:
+        start: θ₀ in fp32.
+        dtype: of the weights that θ₀ was made of.
+    """
+    return start.detach().to(dtype, copy=True)
 
 
 def squared_distance(value: Tensor, start: Tensor) -> Tensor:

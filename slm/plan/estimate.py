@@ -181,7 +181,9 @@ def _changes(setting: Setting) -> list[tuple[str, Change]]:
             )
         )
     if "offload_optimizer" not in setting.zero["zero_optimization"]:
-        found.append(("optimizer on the CPU (offload_optimizer)", lambda s: s.with_zero(offload_optimizer=cpu)))
+        text = "optimizer on the CPU (offload_optimizer)"
+        text += ", model.vocabulary_parallel: false" if setting.split_tables else ""  # tables are not offloaded
+        found.append((text, lambda s: replace(s.with_zero(offload_optimizer=cpu), split_tables=False)))
     if "offload_param" not in setting.zero["zero_optimization"]:
         found.append(
             (

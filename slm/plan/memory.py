@@ -2,7 +2,9 @@
 
 ZeRO-3 cuts every parameter into equal parts, one a rank, the last one padded; ZeRO-1 and 2 keep parameters
 whole and cut the flattened trainable ones, padded to twice the number of ranks. What trains has an fp32 copy,
-two fp32 moments and fp32 gradients; frozen weights have none of these.
+two fp32 moments and fp32 gradients; frozen weights have none of these. An anchor keeps where it started, in the
+dtype that the weights were loaded in. Vocabulary tables that are split by rows over the ranks are in none of ZeRO's
+partitions: they have all of this beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slm.config.stage import StageConfig
+from slm.config.stage import AnchorConfig, StageConfig
 from slm.config.zero import offload_device
 from slm.plan.flops import recomputed_share
 from slm.plan.shapes import EMBEDDING, HEAD, NEW_EMBEDDING, NEW_HEAD, ModelShape, Weight
@@ -24,6 +26,7 @@ DEFAULTS = {
     "stage3_max_live_parameters": 1e9,
     "stage3_max_reuse_distance": 1e9,
     "zero_hpz_partition_size": 1,
+    "sub_group_size": 1e9,
 }
 """DeepSpeed 0.19.8's own, where the JSON is silent."""
 PROCESS = 3e9
@@ -43,6 +46,7 @@ class Setting:
         recomputed: share of layers whose activations are recomputed.
         chunk: positions whose logits are held at a time.
         split_tables: embeddings and head are split by rows over the ranks and never gathered.
+        anchored: optimizer groups (`matrix`, `vector`, `vocabulary`) that an anchor holds.
     """
 
     world: int
@@ -53,6 +57,7 @@ class Setting:
     recomputed: float
     chunk: int
     split_tables: bool = False
+    anchored: frozenset[str] = frozenset()
 
     @property
     def stage(self) -> int:
@@ -84,21 +89,43 @@ def part(count: int, world: int) -> int:
     return -(-count // world)
 
 
+def group_of(weight: Weight) -> str:
+    """The optimizer group of a weight that trains."""
+    return "vocabulary" if weight.name in TABLES else "matrix" if len(weight.shape) > 1 else "vector"
+
+
 def trained_part(weights: Sequence[Weight], setting: Setting) -> int:
     """Trained numbers that one rank owns, padding included."""
-    if setting.stage == 3:
-        return sum(part(weight.count, setting.world) for weight in weights if weight.trains)
-    groups: dict[str, int] = {}
+    return sum(_trained_groups(weights, setting, padded=True).values())
+
+
+def _trained_groups(weights: Sequence[Weight], setting: Setting, *, padded: bool) -> dict[str, int]:
+    """Optimizer group -> trained numbers of the first rank, which has the most of them."""
+    own: dict[str, int] = {}
     for weight in weights:
         if weight.trains:
-            group = "vocabulary" if weight.name in TABLES else "matrix" if len(weight.shape) > 1 else "vector"
-            groups[group] = groups.get(group, 0) + weight.count
+            group, count = group_of(weight), weight.count
+            own[group] = own.get(group, 0) + (part(count, setting.world) if setting.stage == 3 else count)
+    if setting.stage == 3:
+        return own
     align = 2 * setting.world
-    return sum(-(-count // align) * align // setting.world for count in groups.values())
+    parts = {group: -(-count // align) * align // setting.world for group, count in own.items()}
+    return parts if padded else {group: min(parts[group], count) for group, count in own.items()}
+
+
+def _is_split(weight: Weight, setting: Setting) -> bool:
+    return setting.split_tables and weight.name in (EMBEDDING, HEAD)
 
 
 def states(weights: Sequence[Weight], setting: Setting) -> list[Item]:
-    """Weights, gradients, fp32 copies and moments of one rank: exact."""
+    """Weights, gradients, fp32 copies, moments and anchor of the rank that has the most of them: exact."""
+    tables = [weight for weight in weights if _is_split(weight, setting)]
+    rest = [weight for weight in weights if not _is_split(weight, setting)]
+    rows = sum(part(weight.shape[0], setting.world) * weight.shape[1] for weight in tables)
+    return [*_zero_states(rest, setting), *_table_states(rows, setting), *_anchor_states(rest, rows, setting)]
+
+
+def _zero_states(weights: Sequence[Weight], setting: Setting) -> list[Item]:
     b, world = setting.number, setting.world
     own = trained_part(weights, setting)
     if setting.stage == 3:
@@ -113,13 +140,34 @@ def states(weights: Sequence[Weight], setting: Setting) -> list[Item]:
         second = sum(part(weight.count, int(hpz)) for weight in weights) * b
         items.append(Item("weights once more a host (hpz)", device=second, exact=True))
     moments = offload_device(setting.zero, "offload_optimizer")
-    gradients = "cpu" if moments != "none" else "none"
-    items.append(_placed("gradients, fp32", own * 4, gradients))
+    items.append(_placed("gradients, fp32", own * 4, "none" if moments == "none" else "cpu"))
     items.append(_placed("fp32 copy of what trains", own * 4, moments))  # in fp32 too, in DeepSpeed 0.19.8
     items.append(_placed("Adam's moments", own * 8, moments))
     if whole:
         items.append(Item("small weights kept whole", device=whole, exact=True))
     return items
+
+
+def _table_states(rows: int, setting: Setting) -> list[Item]:
+    """Of the vocabulary's rows that a rank holds, `rows` numbers; never offloaded."""
+    if not rows:
+        return []
+    copy = 4 if setting.number < 4 else 0
+    return [
+        Item("vocabulary's own rows", device=rows * setting.number, exact=True),
+        Item("their gradients, fp32", device=rows * 4, exact=True),
+        Item("their fp32 copy and moments", device=rows * (copy + 8), exact=True),
+    ]
+
+
+def _anchor_states(weights: Sequence[Weight], rows: int, setting: Setting) -> list[Item]:
+    """Where training started, of what trains and is anchored; padding is not copied."""
+    own = _trained_groups(weights, setting, padded=False)
+    held = sum(count for group, count in own.items() if group in setting.anchored) * setting.number
+    beside = rows * setting.number if "vocabulary" in setting.anchored else 0
+    place = offload_device(setting.zero, "offload_optimizer")
+    items = [_placed("anchor: the start of what trains", held, place)] if held else []
+    return [*items, Item("anchor: the start of the rows", device=beside, exact=True)] if beside else items
 
 
 def _placed(name: str, size: float, device: str) -> Item:
@@ -178,10 +226,26 @@ def host_items(weights: Sequence[Weight], setting: Setting) -> list[Item]:
     """Memory of the host beside what was offloaded, a rank on average: rank 0 gathers the export in fp32."""
     trained = sum(weight.count for weight in weights if weight.trains)
     per_host = setting.world / setting.hosts
-    return [
+    found = [
         Item("process", host=PROCESS),
         Item("export on rank 0, fp32", host=trained * 4 / per_host),
     ]
+    buffers = nvme_buffers(weights, setting)
+    return [*found, Item("buffers between host and NVMe", host=buffers)] if buffers else found
+
+
+def nvme_buffers(weights: Sequence[Weight], setting: Setting) -> float:
+    """Bytes of locked host memory through which a rank's weights and optimizer states go to NVMe and back."""
+    zero = setting.zero["zero_optimization"]
+    total = 0.0
+    if offload_device(setting.zero, "offload_param") == "nvme":
+        section = {"buffer_count": 5, "buffer_size": 1e8} | zero["offload_param"]
+        total += float(section["buffer_count"]) * float(section["buffer_size"]) * setting.number
+    if offload_device(setting.zero, "offload_optimizer") == "nvme":
+        groups = _trained_groups(weights, setting, padded=True).values()
+        largest = min(max(groups, default=0), setting.option("sub_group_size"))
+        total += float(zero["offload_optimizer"].get("buffer_count", 4)) * largest * 4
+    return total
 
 
 def disk_bytes(weights: Sequence[Weight], setting: Setting, config: StageConfig) -> float:
@@ -207,4 +271,10 @@ def setting_of(config: StageConfig, zero: dict[str, Any], *, world: int, hosts: 
         recomputed=recomputed_share(model.activation_checkpointing, layers),
         chunk=model.head_chunk or (2048 if gpu else 128),
         split_tables=parallel is True or (parallel == "auto" and whole and not offloads),
+        anchored=_anchored(config.anchor),
     )
+
+
+def _anchored(anchor: AnchorConfig | None) -> frozenset[str]:
+    groups = ("matrix", "vector", "vocabulary")
+    return frozenset(group for group in groups if anchor is not None and anchor.weight_of(group) > 0)

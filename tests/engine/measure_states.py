@@ -8,6 +8,7 @@ import sys
 from slm.config.loader import load_config
 from slm.config.stage import StageConfig
 from slm.engine.distributed import find_place, prepare_environment
+from slm.engine.tables import tables_of
 
 
 def nbytes(tensors) -> int:
@@ -15,7 +16,21 @@ def nbytes(tensors) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
 
 
-def measure(engine) -> dict[str, int]:
+def measure(engine, anchor) -> dict[str, int]:
+    found = measure_zero(engine)
+    tables = tables_of(engine)
+    if tables is not None:
+        states = [tables.adam.state[table.master] for table in tables.tables]
+        copies = [table.master for table in tables.tables if table.master is not table.weight]
+        found["rows"] = nbytes(table.weight for table in tables.tables)
+        found["rows' states"] = nbytes(copies) + sum(s[key].nbytes for s in states for key in ("exp_avg", "exp_avg_sq"))
+    if anchor is not None:
+        found["start"] = sum(start.nbytes for start, weight in anchor._starts.values())
+        found["rows' start"] = sum(start.nbytes for _, start, _ in anchor._tables)
+    return found
+
+
+def measure_zero(engine) -> dict[str, int]:
     optimizer, parameters = engine.optimizer, list(engine.module.parameters())
     states = optimizer.optimizer.state.values()
     found = {"moments": sum(s[name].nbytes for s in states for name in ("exp_avg", "exp_avg_sq"))}
@@ -41,7 +56,7 @@ def main() -> None:
 
     def finish(run, *_) -> None:
         with open(f"{config.out}-{place.rank}.json", "w") as file:
-            json.dump(measure(run.engine), file)
+            json.dump(measure(run.engine, run.anchor), file)
 
     stage._finish = finish
     stage.train(config)

@@ -10,6 +10,7 @@ from serving import served
 
 from slm.artifact import read_manifest, write_manifest
 from slm.data.build import set_facts
+from slm.data.held_out import hold_out
 from slm.data.loader import PackedLoader, SourceSpec
 from slm.data.reader import ShardSet
 from slm.data.writer import ShardWriter
@@ -54,3 +55,25 @@ def test_damaged_groups_are_skipped_counted_and_recorded(train, damaged, tmp_pat
     assert outcome.metrics[-1]["tokens"] == sum(len(row.ids) for row in rows)
     assert "skipped: the group" in outcome.text and len(outcome.metrics) == 6
     assert len(list((outcome.out / "order").glob("*.rows"))) == 1
+
+
+def test_held_out_samples_of_damaged_groups_are_skipped_and_counted_up_to_the_same_share(train, damaged, tmp_path):
+    shard_set = ShardSet(damaged, damaged="skip")
+    held = hold_out(shard_set, 3, 128)
+    wanted = Counter(f"asr: {shard_set.group_name(group)} (held out)" for group in held.groups if group % 2 == 0)
+    assert 0 < wanted.total() < len(held.groups)
+    settings = {"data": str(damaged), "steps": 3, "eval": {"every": 3, "rows": 3}, "seed": 1}
+    found = []
+    for ranks in (1, 2):
+        policy = {"damaged": "skip", "max_damaged": 0.6}
+        outcome = train(tmp_path / f"run{ranks}", ranks=ranks, policy=policy, **settings)
+        assert outcome.code == 0, outcome.text
+        lost = read_manifest(outcome.out).about["lost_samples"]
+        assert {key: count for key, count in lost.items() if "held out" in key} == wanted
+        assert outcome.metrics[-1]["lost_samples"] == sum(lost.values())
+        found.append(outcome.metrics[-1]["eval_loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    refused = train(tmp_path / "strict", ranks=2, policy={"damaged": "skip"}, **settings)
+    assert refused.code == 3 and "more than data.max_damaged = 0.01" in refused.text, refused.text
+    stopped = train(tmp_path / "error", ranks=1, **settings)
+    assert stopped.code == 3 and "is damaged" in stopped.text, stopped.text

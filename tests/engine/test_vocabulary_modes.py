@@ -88,8 +88,37 @@ def test_a_full_model_trains_with_split_tables(train, base, tmp_path):
     assert difference(expected, found) < 1e-5
 
 
-def test_resumed_with_split_tables_is_bit_for_bit_the_straight_run(train, pico_base, tmp_path):
-    settings = {**mode(pico_base, vocabulary_parallel=True), **STRAIGHT}
+def test_in_bf16_split_tables_are_as_near_to_whole_ones_as_bf16_allows(train, base, tmp_path):
+    """What bf16 allows: no farther from the whole tables of the same precision than these are from fp32."""
+    tables = {"whole": mode(base), "split": mode(base, vocabulary_parallel=True)}
+    runs = {
+        (name, precision): train(tmp_path / f"{name}-{precision}", precision=precision, **settings, **STRAIGHT)
+        for name, settings in tables.items()
+        for precision in ("bf16", "fp32")
+        if (name, precision) != ("split", "fp32")
+    }
+    assert all(run.code == 0 for run in runs.values()), [run.text for run in runs.values()]
+    whole, split, exact = runs["whole", "bf16"], runs["split", "bf16"], runs["whole", "fp32"]
+    rounding = np.abs(np.subtract(losses(whole), losses(exact))).max()
+    assert np.abs(np.subtract(losses(split), losses(whole))).max() <= max(rounding, 2**-9 * losses(exact)[0])
+    start = load_base(base).state_dict()
+    names = [name for name in adapter(whole.out) if name.removeprefix("base_model.model.") in start]
+    assert len(names) == 2
+    moved = [
+        {name: adapter(run.out)[name] - start[name.removeprefix("base_model.model.")] for name in names}
+        for run in (whole, split, exact)
+    ]
+    assert difference(moved[0], moved[1]) <= difference(moved[2], moved[0])
+    tensors = adapter(split.out)
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    assert not torch.equal(tensors[names[0]], tensors[names[0]].bfloat16().float()), "the fp32 copy was rounded"
+    loaded = load_model(split.out).model
+    assert torch.equal(loaded.get_input_embeddings().weight, tensors["base_model.model.model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_with_split_tables_is_bit_for_bit_the_straight_run(train, pico_base, tmp_path, precision):
+    settings = {**mode(pico_base, vocabulary_parallel=True), "precision": precision, **STRAIGHT}
     straight = train(tmp_path / "straight", **settings)
     assert straight.code == 0, straight.text
     out = tmp_path / "asr"

@@ -73,7 +73,7 @@ class Zygote:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(120)
 
 
 def serve() -> None:

@@ -42,9 +42,10 @@ def test_a_pull_is_a_gradient_step_of_the_penalty_and_never_overshoots():
     assert torch.equal(value, start)
 
 
-def test_a_start_is_kept_in_bf16_only_if_that_loses_nothing():
+def test_a_start_is_a_copy_in_the_dtype_that_the_weights_were_loaded_in():
     _, value, _ = tensors()
     rounded = value.to(torch.bfloat16).float()
-    assert compact(rounded).dtype == torch.bfloat16 and torch.equal(compact(rounded).float(), rounded)
-    kept = compact(value)
+    half = compact(rounded, torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and torch.equal(half.float(), rounded)
+    kept = compact(value, torch.float32)
     assert kept.dtype == torch.float32 and torch.equal(kept, value) and kept.data_ptr() != value.data_ptr()

@@ -100,6 +100,20 @@ def test_offload_moves_states_and_loses_none(base):
     assert states[0] == 0 and states[1] > 0.9 * exact(here)
     nvme = plan(base, zero="zero3_nvme.json")
     assert sum(item.disk for item in nvme.items) > 0.8 * states[1] - sum(i.host for i in nvme.items if i.exact)
+    buffers = next(item.host for item in nvme.items if "buffers between" in item.name)
+    tables = 2 * 138256 * 4096 // 8  # the largest group of a rank
+    assert buffers == 5 * 600_000_000 * 2 + 4 * tables * 4
+
+
+def test_an_anchor_and_split_tables_have_their_lines(base):
+    plain = plan(base)
+    anchored = plan(base, anchor={"weight": 0.1, "weights": {"matrix": 0.0}})
+    rows = 2 * 138256 // 8 * 4096
+    assert exact(anchored) - exact(plain) == rows * 2
+    split = plan(base, model={"vocabulary_parallel": True}, anchor={"weight": 0.1, "weights": {"matrix": 0.0}})
+    lines = {item.name: item.device for item in split.items if item.exact}
+    assert lines["vocabulary's own rows"] == lines["anchor: the start of the rows"] == rows * 2
+    assert lines["their fp32 copy and moments"] == rows * 12 and exact(split) == exact(anchored)
 
 
 def test_two_hosts_are_bound_by_the_network(base):
