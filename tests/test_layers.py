@@ -15,7 +15,7 @@ LAYERS = [
     {"speech"},
     {"stages", "model"},
     {"data", "merging", "generation"},
-    {"callbacks", "eval", "tiny"},
+    {"callbacks", "eval", "tiny", "demo"},
     {"engine"},
 ]
 LIGHT = {"cluster", "report", "pipeline"}
@@ -30,6 +30,7 @@ FENCES = {
     "espeakng_loader": {"tiny"},
     "sklearn": {"speech"},
     "jiwer": {"eval"},
+    "gradio": {"demo"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -53,7 +53,7 @@ def hub_token() -> str:
 
 
 def push(folder: str | Path, name: str, token: str, *, public: bool) -> str:
-    """Publish a finished data set as one commit.
+    """Publish a finished data set.
 
     Args:
         name: USER/NAME; made, private unless `public`, when it is not there.

@@ -101,7 +101,7 @@ def expand(job: ExpandJob) -> bool:
         raise DataError(
             "the tokenizer is not an extension of the model's own", where=f"{job.tokenizer} and {job.model}"
         )
-    tied = bool(AutoConfig.from_pretrained(reference.base).tie_word_embeddings)
+    tied = bool(AutoConfig.from_pretrained(reference.base, trust_remote_code=False).tie_word_embeddings)
     old_rows, width = _table_shape(reference.base, tied)
     rows = max(old_rows, -(-len(tokenizer) // job.pad_to) * job.pad_to)
     if vocabulary.first_unit > old_rows:

@@ -164,7 +164,7 @@ def prove_loadable(folder: str | Path) -> None:
     Raises:
         CheckpointError: names the first weight that is missing, left over, or of another shape.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = cast(Any, AutoModelForCausalLM).from_config(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
