@@ -85,7 +85,7 @@ class Constraint:
         """Bool [kinds, vocabulary]: which tokens each of `_KINDS` allows."""
         size = self._vocabulary.size
         plain, units, stop = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
-        newlines = torch.zeros(size, dtype=torch.long)
+        newlines, empty = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.bool)
         for token in range(size):
             if self._vocabulary.is_unit(token):
                 units[token] = True
@@ -94,9 +94,10 @@ class Constraint:
             elif token not in special:
                 plain[token] = True
                 newlines[token] = self._pieces[token].count("\n")
+                empty[token] = not self._pieces[token].strip()
         # Two line feeds in one token make a separator; more of them could make a part of nothing.
         text = plain & (newlines <= len(SEPARATOR))
-        opening = plain & (newlines == 0)
+        opening = plain & ~empty & (newlines == 0)
         found = {
             "opening": opening,
             "text": text,

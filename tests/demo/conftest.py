@@ -1,5 +1,5 @@
 """The talking pico model of the generation room."""
 
-from generation.conftest import speaker, talking
+from generation.conftest import reciting, speaker, talking
 
-__all__ = ["speaker", "talking"]
+__all__ = ["reciting", "speaker", "talking"]

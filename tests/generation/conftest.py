@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from support import make_base, make_text_tokenizer
 
 from slm.artifact import write_manifest
@@ -51,3 +53,34 @@ def speaker(talking):
     from slm.model.load import load_model
 
     return open_speaker(load_model(talking.base), talking.speech)
+
+
+class Reciting(torch.nn.Module):
+    """A model that says the same to every prompt."""
+
+    def __init__(self, ids: list[int], rows: int) -> None:
+        super().__init__()
+        self.here = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(max_position_embeddings=512)
+        self.ids, self.rows, self.said = ids, rows, 0
+
+    def forward(self, input_ids, **_):
+        self.said = 0 if input_ids.shape[1] > 1 else self.said + 1
+        logits = torch.zeros(len(input_ids), 1, self.rows)
+        logits[:, :, self.ids[min(self.said, len(self.ids) - 1)]] = 100.0
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.fixture(scope="session")
+def reciting(speaker):
+    """`reciting(text)`: the speaker with a model that answers everything so, and then ends."""
+    from slm.generation.answers import Speaker
+    from slm.tokens.chat import end_of_answer
+
+    def build(text: str) -> Speaker:
+        tokenizer, vocabulary = speaker.loaded.tokenizer, speaker.loaded.vocabulary
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], end_of_answer(tokenizer)]
+        model = Reciting(ids, vocabulary.size)
+        return Speaker(replace(speaker.loaded, model=model), speaker.extractor, speaker.vocoder)
+
+    return build

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from generation.conftest import tone
@@ -10,21 +12,29 @@ from slm.generation.generate import Sampling
 from slm.generation.output import Output, interleaving_faults
 from slm.generation.questions import Question
 from slm.model.load import load_model
+from slm.stages.sqa import split_answer
 from slm.tokens.vocabulary import text_to_units
 
 
-def test_spoken_questions_get_well_formed_spoken_answers(speaker):
+def test_a_spoken_question_gets_a_spoken_answer(reciting):
+    speaker = reciting("what is it\n\na cat\n\na<|1|> cat<|2|><|5|>")
     questions = [Question(f"q{i}", i, units=speaker.hear([tone(i)])[0]) for i in range(3)]
-    decoding = Decoding(60, 2, Sampling(1.0, 1.0, seed=1), constrained=True)
-    answers = speaker.answer("sqa", questions, decoding)
-    for question, answer in zip(questions, answers, strict=True):
+    for question, answer in zip(questions, speaker.answer("sqa", questions, Decoding(60, 2)), strict=True):
         assert isinstance(answer, Answer) and answer.question is question
         assert answer.prompt == "".join(f"<|{unit}|>" for unit in question.units)
-        assert set(answer.faults) <= {"unfinished", "no_units", "empty", "text_last"}
-        if answer.output.finished:
-            assert answer.transcript and answer.text and answer.units and not answer.faults
-            wave = speaker.wave(answer)
-            assert wave.dtype == np.float32 and len(wave) and np.abs(wave).max() <= 1
+        assert (answer.transcript, answer.text, answer.units) == ("what is it", "a cat", [1, 2, 5])
+        assert answer.faults == [] and answer.output.finished
+        wave = speaker.wave(answer)
+        np.testing.assert_array_equal(wave, speaker.vocoder.wave([1, 2, 5]))
+
+
+def test_constrained_answers_to_spoken_questions_keep_units_for_the_last_part(speaker):
+    questions = [Question(f"q{i}", i, units=speaker.hear([tone(i)])[0]) for i in range(8)]
+    decoding = Decoding(60, 8, Sampling(1.0, 1.0, seed=1), constrained=True)
+    free = speaker.answer("sqa", questions, replace(decoding, constrained=False))
+    strict = speaker.answer("sqa", questions, decoding)
+    assert any(text_to_units(split_answer(one.output.raw).transcript) for one in free)
+    assert not any(text_to_units(split_answer(one.output.raw).transcript) for one in strict)
 
 
 def test_each_question_has_its_answer_whatever_its_neighbours(speaker):

@@ -182,7 +182,7 @@ def test_answers_are_published_to_a_private_data_set(hub, tmp_path):
     address = push(tmp_path, "me/answers", "hf_right", public=False)
     assert address == f"{hub.url}/datasets/me/answers"
     created = next(json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create")
-    assert (created["type"], created["private"]) == ("dataset", True)
+    assert (created["type"], created["visibility"]) == ("dataset", "private")
     lines = next(body for path, _, body in hub.seen if path.startswith("/api/datasets/me/answers/commit"))
     files = {
         line["value"]["path"]: base64.b64decode(line["value"]["content"])
