@@ -14,12 +14,15 @@ EXTRAS = {
     "remote": ["fsspec>=2025.3", "aiohttp>=3.11", "s3fs>=2025.3", "python-dateutil<3"],
     "cold": ["zstandard>=0.23"],
     "tiny": ["espeakng-loader>=0.2.4"],
+    "demo": ["gradio>=6.30"],
     "dev": [
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "psutil>=6"),
         *("moto[s3]>=5.2", "flask>=3", "flask-cors>=5"),  # the S3 server of the tests
         *("ruff>=0.9", "mypy>=1.13", "types-PyYAML"),
     ],
 }
+# a page in the browser brings a web server with it, and holds back pillow: asked for by name only
+EVERYTHING = sorted({need for name, needs in EXTRAS.items() if name not in ("dev", "demo") for need in needs})
 
 setup(
     name="slm",
@@ -49,6 +52,6 @@ setup(
         "typer>=0.15",
         "rich>=13.9",
     ],
-    extras_require={**EXTRAS, "all": sorted({req for name, reqs in EXTRAS.items() if name != "dev" for req in reqs})},
+    extras_require={**EXTRAS, "all": EVERYTHING},
     entry_points={"console_scripts": ["slm=slm.cli.app:main"]},
 )

@@ -15,7 +15,7 @@ LAYERS = [
     {"speech"},
     {"stages", "model"},
     {"data", "merging", "generation"},
-    {"callbacks", "eval", "tiny"},
+    {"callbacks", "eval", "tiny", "demo"},
     {"engine"},
 ]
 LIGHT = {"cluster", "report", "pipeline"}
@@ -32,6 +32,7 @@ FENCES = {
     "seamless_communication": {"speech"},
     "fairseq2": {"speech"},
     "jiwer": {"eval"},
+    "gradio": {"demo"},
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

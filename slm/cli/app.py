@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from slm.cli import build, commands, doctor, pipeline, plan
+from slm.cli import build, commands, demo, doctor, generate, pipeline, plan
 from slm.cli import data as shards
 from slm.cli.speech import speech
 from slm.errors import run_entry
@@ -38,7 +38,8 @@ app.command("merge")(commands.merge)
 app.command("export")(commands.export)
 app.command("eval")(commands.evaluate)
 app.command("report")(commands.report)
-app.command("generate")(commands.generate)
+app.command("generate")(generate.generate)
+app.command("demo")(demo.demo)
 data.command("build")(build.data_build)
 data.command("unpack")(build.data_unpack)
 data.command("info")(shards.info)

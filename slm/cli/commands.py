@@ -1,4 +1,4 @@
-"""The commands that do one thing: check, train, make models, evaluate, report, generate."""
+"""The commands that do one thing: check, train, make models, evaluate, report."""
 
 from __future__ import annotations
 
@@ -163,23 +163,3 @@ def report(
 
     setup_logging()
     build_report(job_of_run(Path(folder)), again=again)
-
-
-def generate(
-    model: File = None,
-    prompt: Annotated[str | None, typer.Argument(help="A question in text.", show_default=False)] = None,
-    audio: Annotated[str | None, typer.Option(help="WAV with a spoken question, instead of a prompt.")] = None,
-    speech: Annotated[str | None, typer.Option(help="Folder of extractor and vocoder (DATA/speech).")] = None,
-    out: Annotated[str, typer.Option(help="Where the spoken answer goes.")] = "answer.wav",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-) -> None:
-    """Ask a model: text or a WAV in; text, and speech when it answers in units, out."""
-    folder = need(
-        model, "slm generate STEP (PROMPT | --audio QUESTION.wav --speech DATA/speech)", "runs/*/*/MANIFEST.json"
-    )
-    from slm.cli.generate import ask
-    from slm.log import setup_logging
-
-    setup_logging()
-
-    ask(folder, prompt, audio=audio, speech=speech, out=out, max_new_tokens=max_new_tokens)

@@ -148,8 +148,9 @@ class _Run:
             stop=stop,
             max_new_tokens=limit,
             batch_size=self.job.batch_size,
+            size=self.loaded.vocabulary.size,
         )
-        return [split_output(tokenizer, one) for one in generated]
+        return [split_output(tokenizer, one, self.loaded.vocabulary) for one in generated]
 
     def _voiced(self, rules: Scorer, items: Sequence[Item], outputs: Sequence[Output]) -> list[dict[str, str | None]]:
         """Where each item's audio lies; the first spoken answers are written as WAV files."""

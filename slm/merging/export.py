@@ -104,7 +104,7 @@ def _write_adapter(reference: Reference, folder: Path, base_name: str | None) ->
 
 
 def _write_merged(reference: Reference, folder: Path, dtype: str) -> None:
-    tied = bool(AutoConfig.from_pretrained(reference.base).tie_word_embeddings)
+    tied = bool(AutoConfig.from_pretrained(reference.base, trust_remote_code=False).tie_word_embeddings)
     config: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     if reference.adapter is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +11,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from slm.artifact import find_manifest
 from slm.errors import CheckpointError
-from slm.model.reference import Reference, refuse_pickles, resolve
+from slm.model.reference import MODEL_CONFIG, Reference, refuse_pickles, resolve
 from slm.tokens.vocabulary import Vocabulary, load_tokenizer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,29 @@ class Loaded:
     fingerprint: str
 
 
+def refuse_foreign_code(folder: str | Path) -> None:
+    """Say why a model that only code of its own can compute is not loaded: transformers would ask, or run it.
+
+    Raises:
+        CheckpointError: `config.json` names such code (`auto_map`), and transformers has no class for its type.
+    """
+    try:
+        config = json.loads((Path(folder) / MODEL_CONFIG).read_text())
+    except (OSError, ValueError):
+        return  # the loader says what is wrong with it
+    code = config.get("auto_map") if isinstance(config, dict) else None
+    if not code:
+        return
+    if config.get("model_type") not in CONFIG_MAPPING:
+        named = next(iter(code.values())) if isinstance(code, dict) else code
+        raise CheckpointError(
+            f"the model needs code of its own ({named}, trust_remote_code): running it can do anything, so none is run",
+            where=str(Path(folder) / MODEL_CONFIG),
+            mend="use a model that transformers itself knows",
+        )
+    log.warning("%s: its own code (auto_map) is not run; transformers' %s is", folder, config["model_type"])
+
+
 def load_base(folder: str | Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
     """A causal language model from a Hugging Face folder; ZeRO-3 partitions it when the caller has set that up.
 
@@ -39,14 +67,16 @@ def load_base(folder: str | Path, *, dtype: torch.dtype = torch.float32, attenti
     """
     transformers_logging.disable_progress_bar()
     refuse_pickles(folder)
+    refuse_foreign_code(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         # With a pad id, transformers 5.23 indexes the empty, partitioned embedding and fails.
         config.pad_token_id = None
         model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
+            trust_remote_code=False,
             use_safetensors=True,
             attn_implementation=attention,
             output_loading_info=True,
@@ -110,9 +140,12 @@ def load_model(
         lora_scale: factor on the adapter's alpha / rank (the paper's discount).
 
     Raises:
-        CheckpointError: no model, or its parts don't fit.
+        CheckpointError: no model, its parts don't fit, or a scale for an adapter where there is none.
     """
     reference = resolve(ref)
+    refuse_foreign_code(reference.base)
+    if reference.adapter is None and lora_scale != 1.0:
+        raise CheckpointError("a LoRA scale needs an adapter, and this is a whole model", where=str(ref))
     tokenizer, vocabulary = load_tokenizer(reference.base)
     model = load_base(reference.base, dtype=dtype, attention="sdpa")
     if reference.adapter is not None:
@@ -127,7 +160,6 @@ def fold(model: Any, adapter: str | Path, lora_scale: float = 1.0) -> Any:
         CheckpointError: the adapter does not fit the model.
     """
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
 
     try:
         wrapped = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
@@ -135,6 +167,13 @@ def fold(model: Any, adapter: str | Path, lora_scale: float = 1.0) -> Any:
         raise CheckpointError(
             f"the adapter does not fit its base: {str(error).splitlines()[0]}", where=str(adapter)
         ) from error
+    return merged(wrapped, lora_scale)
+
+
+def merged(wrapped: PeftModel, lora_scale: float = 1.0) -> Any:
+    """The model inside a PEFT wrapper with its adapters added to the weights, `lora_scale` times as strong."""
+    from peft.tuners.lora import LoraLayer
+
     for module in wrapped.modules():
         if isinstance(module, LoraLayer):
             module.set_scale("default", lora_scale)

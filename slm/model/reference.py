@@ -52,10 +52,13 @@ def resolve(ref: str | Path) -> Reference:
         if (place / MODEL_CONFIG).is_file():
             return Reference(folder, place, None)
     refuse_pickles(folder)
+    begun = sorted(folder.glob("checkpoints/step_*"))
     raise CheckpointError(
         "no model here: neither adapter/, model/ nor config.json",
         where=str(folder),
-        mend="give a finished step, an adapter, or a Hugging Face folder",
+        mend=f"the stage has not ended; its newest checkpoint is {begun[-1]}"
+        if begun
+        else "give a finished step, an adapter, or a Hugging Face folder",
     )
 
 

@@ -97,7 +97,7 @@ def expand(job: ExpandJob) -> bool:
     if reference.adapter is not None:
         raise CheckpointError("vocabulary can't be grown under an adapter", where=job.model, mend="give the base model")
     tokenizer, vocabulary, first_unit, units = _tokenizer_with_units(job, reference.base)
-    tied = bool(AutoConfig.from_pretrained(reference.base).tie_word_embeddings)
+    tied = bool(AutoConfig.from_pretrained(reference.base, trust_remote_code=False).tie_word_embeddings)
     old_rows, width = _table_shape(reference.base, tied)
     rows = max(old_rows, -(-len(tokenizer) // job.pad_to) * job.pad_to)
     if first_unit > old_rows:

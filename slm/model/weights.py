@@ -166,7 +166,7 @@ def prove_loadable(folder: str | Path) -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM  # seconds, which a reader of weights need not wait
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = cast(Any, AutoModelForCausalLM).from_config(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from slm.errors import DataError
 from slm.tokens.chat import Turn
+
+Form = Literal["text", "interleaved", "spoken_answer"]
+"""What an answer looks like: text alone; words, each followed by its units; or transcript, answer and spoken answer."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Recipe:
             `turn`, which check the columns first.
         split: cuts an example in two that are examples themselves, None where that can't be done; None for
             recipes whose answers fit one prompt only.
+        form: what its answers look like.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Recipe:
     compose_prompt: Callable[[Mapping[str, Any]], str]
     compose_answer: Callable[[Mapping[str, Any]], str]
     split: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Mapping[str, Any]] | None] | None = None
+    form: Form = "text"
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -35,4 +35,11 @@ def _answer(example: Mapping[str, Any]) -> str:
     return SEPARATOR.join((example["input_pseudo"], example["output_pseudo"], example["output_interleaf"]))
 
 
-SQA = Recipe("sqa", ("input_unit",), ("input_pseudo", "output_pseudo", "output_interleaf"), _prompt, _answer)
+SQA = Recipe(
+    "sqa",
+    ("input_unit",),
+    ("input_pseudo", "output_pseudo", "output_interleaf"),
+    _prompt,
+    _answer,
+    form="spoken_answer",
+)

@@ -45,4 +45,4 @@ def halves(example: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, 
     return {**example, **first}, {**example, **second}
 
 
-TTS = Recipe("tts", ("instruction", "transcription"), ("interleaf",), _prompt, _answer, halves)
+TTS = Recipe("tts", ("instruction", "transcription"), ("interleaf",), _prompt, _answer, halves, "interleaved")

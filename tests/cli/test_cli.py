@@ -44,6 +44,7 @@ def test_help_imports_nothing_heavy():
         (["report"], "usage: slm report"),
         (["status"], "usage: slm status"),
         (["generate"], "usage: slm generate"),
+        (["demo"], "usage: slm demo"),
     ],
 )
 def test_without_its_argument_a_command_shows_its_usage(argv, shown, capsys):
@@ -165,6 +166,35 @@ def test_status_of_a_folder_no_pipeline_made(tmp_path, capsys):
 
 def test_generate_wants_one_kind_of_question(capsys):
     assert main(["generate", "runs/x"]) == 2
-    assert main(["generate", "runs/x", "hello", "--audio", "a.wav"]) == 2
-    assert main(["generate", "runs/x", "--audio", "a.wav"]) == 2
-    assert "--audio needs --speech" in capsys.readouterr().err
+    assert main(["generate", "runs/x", "--text", "hello", "--audio", "a.wav"]) == 2
+    assert "one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "told"),
+    [
+        (["--audio", "nowhere.wav"], 3, "audio file not found"),
+        (["--audio", "README.md"], 3, "not a readable audio file"),
+        (["--text", "a", "--task", "asr"], 2, "task asr takes speech"),
+        (["--text", "a", "--task", "song"], 2, "task"),
+        (["--text", "a", "--temperature", "-1"], 2, "command line: temperature"),
+        (["--text", "a", "--out", "x"], 2, "are for many questions"),
+        (["--audio", "docs"], 2, "--out FOLDER"),
+        (["--data", "nowhere.jsonl", "--out", "x"], 3, "can't be loaded"),
+        (["--data", "a.jsonl", "--out", "x", "--push-to-hub", "me/answers"], 2, "HF_TOKEN"),
+        (["--text", "a"], 6, "no model here"),
+        (["--text", "a", "--device", "cuda:9"], 4, "no device 'cuda:9'"),
+    ],
+)
+def test_what_generate_refuses_before_any_work(argv, code, told, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["generate", "runs/x", *argv]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_demo_without_gradio_or_with_a_wrong_value(capsys, monkeypatch):
+    assert main(["demo", "runs/x", "--temperature", "-1"]) == 2
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo", "runs/x"]) == 4
+    assert "pip install 'slm[demo]'" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from slm.errors import DataError
+from slm.errors import CheckpointError, DataError
 from slm.generation.cache import GrowingCache
 from slm.generation.generate import Generated, Sampling, generate
 
@@ -98,3 +98,26 @@ def test_the_cache_holds_what_transformers_caches(model):
 def test_an_ended_item_says_nothing_more(model, prompts):
     everything = set(range(VOCABULARY))
     assert generate(model, prompts, stop=everything, max_new_tokens=5) == [Generated([], True)] * len(prompts)
+
+
+def test_rows_that_pad_the_vocabulary_are_never_said(model, prompts):
+    whole = generate(model, prompts, stop=set(), max_new_tokens=12)
+    narrow = generate(model, prompts, stop=set(), max_new_tokens=12, size=5)
+    assert max(max(result.ids) for result in whole) >= 5 > max(max(result.ids) for result in narrow)
+
+
+def test_a_sample_depends_on_its_number_and_not_on_its_place(model, prompts):
+    sampling = Sampling(1.0, 0.9, seed=3)
+    together = generate(model, prompts, stop=set(), max_new_tokens=8, sampling=sampling)
+    rest = generate(model, prompts[4:], stop=set(), max_new_tokens=8, sampling=sampling, numbers=range(4, 10))
+    assert rest == together[4:]
+
+
+def test_a_diverged_model_is_told(prompts):
+    broken = LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                    num_attention_heads=2)
+    ).eval()  # fmt: skip
+    broken.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(CheckpointError, match="no finite numbers"):
+        generate(broken, prompts, stop=set(), max_new_tokens=2)
