@@ -111,14 +111,13 @@ class Fit:
                     self._save(centroids)
         finally:
             progress.stop()
-        self._check(of=min(order.recordings, order.steps * order.runs * NEIGHBOURS))
         if not self.inertia:
             raise DataError("no step heard a frame", where=job.out, mend="give more speech")
         return centroids
 
     def _step(self, centroids: Centroids, waves: list[np.ndarray], skipped: list[Skipped]) -> None:
         self.skipped.update((each.id, each.reason) for each in skipped)
-        self._check(of=self.order.recordings)
+        self._check()
         found = [each for each in self.features.features(waves) if len(each)] if waves else []
         if not found:
             centroids.step += 1
@@ -149,7 +148,7 @@ class Fit:
                 total += sum(map(len, frames[-len(heard) :]))
             if total >= self.job.sample_frames:
                 break
-        self._check(of=self.order.recordings)
+        self._check()
         if prepare is not None and waves:
             prepare(waves)
             frames = self.features.features(waves)
@@ -162,7 +161,8 @@ class Fit:
         self._save(centroids)
         return centroids
 
-    def _check(self, of: int) -> None:
+    def _check(self) -> None:
+        of = self.order.recordings
         counts = UnitCounts(recordings=of, skipped=[Skipped(*each) for each in self.skipped.items()])
         check_skipped(counts, of=of, at_most=self.job.hearing.skipped_at_most, where=self.job.out)
 

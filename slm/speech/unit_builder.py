@@ -198,9 +198,9 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """The items, the next one being made in a thread while one is used."""
     nothing = object()
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        future = pool.submit(next, items, nothing)  # type: ignore[arg-type]
+        future = pool.submit(next, items, nothing)
         while (item := future.result()) is not nothing:
-            future = pool.submit(next, items, nothing)  # type: ignore[arg-type]
+            future = pool.submit(next, items, nothing)
             yield item  # type: ignore[misc]
 
 

@@ -276,7 +276,10 @@ def _audio_of(value: Any) -> Path | bytes | Samples | None:
     if isinstance(value.get("bytes"), bytes):
         return value["bytes"]
     if value.get("array") is not None and isinstance(value.get("sampling_rate"), int):
-        return Samples(np.asarray(value["array"], np.float32), value["sampling_rate"])
+        try:
+            return Samples(np.asarray(value["array"], np.float32), value["sampling_rate"])
+        except ValueError:  # channels of different lengths
+            return None
     if isinstance(value.get("path"), str) and Path(value["path"]).is_file():
         return Path(value["path"])
     return None

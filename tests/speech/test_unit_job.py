@@ -20,8 +20,9 @@ from recordings import flac, folder_source, save_corpus, save_speech, save_tar, 
 
 from slm.artifact import hash_files, read_manifest, verify
 from slm.errors import ConfigError, DataError, MachineError
+from slm.parts import Plan
 from slm.speech.unit_builder import batches
-from slm.speech.unit_job import build_unit_set, devices_of
+from slm.speech.unit_job import build_unit_set, devices_of, make_builder
 from slm.tokens.vocabulary import UnitSet
 
 ROOT = Path(__file__).parents[2]
@@ -322,6 +323,9 @@ def test_no_memory_and_no_device_are_the_machines_errors(tmp_path, speech, corpu
     assert devices_of(str(speech), "cuda:1") == ["cuda:1"] and devices_of(str(speech), "cpu") == ["cpu"]
     with pytest.raises(MachineError, match="there are 2 GPUs here"):
         devices_of(str(speech), "cuda:2")
+    job, plan = units_job(tmp_path / "u", speech, folder_source(corpus)), Plan((), 0)
+    taken = [make_builder(job, plan, tmp_path, ["cuda:0", "cuda:1"], worker).device for worker in range(3)]
+    assert taken == ["cuda:0", "cuda:1", "cuda:0"], "processes take the devices in turn"
 
 
 def test_a_full_disk_keeps_what_was_finished(tmp_path, speech, corpus, caplog):
