@@ -147,6 +147,7 @@ class RoundTrip:
     ceiling: float
     wave: float
     malformed: float
+    unfinished: float
 
 
 def rate(ratios: Sequence[Ratio]) -> float:
@@ -158,13 +159,14 @@ def round_trip(label: str, outputs: Sequence[Output], items: Sequence[Item], voi
     """Speak every answer and hear it again."""
     references = [[int(unit) for unit in item.target["units"]] for item in items]
     heard = [voice.heard(output.units) for output in outputs]
-    faults = [interleaving_faults(one.raw) + ([] if one.finished else ["unfinished"]) for one in outputs]
+    malformed = [one for one in outputs if interleaving_faults(one.raw)]
     return RoundTrip(
         label,
         rate([unit_errors(now, output.units) for now, output in zip(heard, outputs, strict=True)]),
         rate([unit_errors(voice.heard(reference), reference) for reference in references]),
         rate([unit_errors(now, reference) for now, reference in zip(heard, references, strict=True)]),
-        sum(map(bool, faults)) / len(faults),
+        len(malformed) / len(outputs),
+        sum(not one.finished for one in outputs) / len(outputs),
     )
 
 
@@ -184,12 +186,13 @@ def trip_table(found: Sequence[tuple[str, RoundTrip]]) -> str:
     """A row for each model and way of decoding."""
     lines = [
         "| model | decoding | heard again against said | ceiling: the same for recordings' units "
-        "| heard against a recording's units | malformed |",
-        "|---|---|---|---|---|---|",
+        "| heard against a recording's units | malformed | cut at the limit |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model, one in found:
         lines.append(
-            f"| {model} | {one.label} | {one.again:.3f} | {one.ceiling:.3f} | {one.wave:.3f} | {one.malformed:.3f} |"
+            f"| {model} | {one.label} | {one.again:.3f} | {one.ceiling:.3f} | {one.wave:.3f} | {one.malformed:.3f} "
+            f"| {one.unfinished:.3f} |"
         )
     return "\n".join(lines)
 

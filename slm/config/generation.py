@@ -61,7 +61,7 @@ class GenerateJob(Job, Asking):
     others."""
     limit: Positive | None = None
     """At most so many questions; null is all."""
-    chunk: Positive = 512
+    chunk: Positive = 256
     """Questions that are sorted by length together and written as one part; a killed job continues behind it."""
     push_to_hub: str | None = None
     """USER/NAME of a data set on the Hub, made if it is not there; the token is HF_TOKEN of the environment."""

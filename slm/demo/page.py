@@ -81,7 +81,7 @@ def _column(gr: Any, label: str) -> list[Any]:
     return [
         gr.Textbox(label="Heard", interactive=False),
         gr.Textbox(label="Answer", interactive=False, lines=2),
-        gr.Audio(label="Spoken answer", interactive=False, format="wav"),
+        gr.Audio(label="Spoken answer", interactive=False, format="wav", buttons=["download"]),
         gr.HTML(label="Units"),
         gr.Textbox(label="Note", interactive=False),
     ]

@@ -96,7 +96,7 @@ def trained_weights(folder: Path) -> dict[str, Tensor]:
 
     require_known_pickles(folder)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             found = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
     except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"the ranks' weights can't be put together: {error}", where=str(folder)) from error

@@ -1,4 +1,4 @@
-"""Generation: batches of prompts to token ids, and token ids to text, units and a wave.
+"""Generation: questions to prompts, prompts to token ids, and token ids to text, units and a wave.
 
-Owns decoding and the splitting of an output; knows no task and no data set.
+Owns decoding, its grammar, the splitting of an output, and data sets of answers; knows no scores.
 """

@@ -14,6 +14,7 @@ from slm.generation.constraint import Constraint
 from slm.generation.generate import GREEDY, Sampling, generate
 from slm.generation.output import Output, interleaving_faults, split_output, to_wave
 from slm.generation.questions import Question, Task, prompt_of
+from slm.speech.audio import SAMPLE_RATE
 from slm.stages import RECIPES, Form
 from slm.stages.sqa import split_answer
 from slm.tokens.chat import end_of_answer, render_prompts
@@ -96,12 +97,20 @@ class Speaker:
         """Waves, float32 [samples] at 16 kHz, as units with repeats.
 
         Raises:
-            DataError: there is no extractor, or a wave can't be used.
+            DataError: there is no extractor, or a wave can't be used or is too long for the model.
         """
         if self.extractor is None:
             raise DataError(
                 "spoken questions need the extractor of the model's units",
                 mend="--speech FOLDER: the speech folder of the data the model was trained on",
+            )
+        longest = max((len(wave) for wave in waves), default=0) / SAMPLE_RATE
+        if self.units is not None and self.units.input == "kept" and longest * self.units.rate_hz > self._positions():
+            # Hours of sound would be listened to for a prompt that can't be asked.
+            raise DataError(
+                f"a recording of {longest:.0f} s is {longest * self.units.rate_hz:.0f} units, the model has "
+                f"{self._positions()} positions",
+                mend="cut it into shorter ones",
             )
         return [row.tolist() for row in self.extractor.units(waves)]
 

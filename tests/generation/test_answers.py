@@ -68,6 +68,12 @@ def test_an_answer_ends_where_the_positions_of_the_model_end(speaker):
     assert isinstance(answer, Answer) and answer.output.tokens < positions - 400
 
 
+def test_a_recording_of_hours_is_refused_before_it_is_listened_to(speaker, monkeypatch):
+    monkeypatch.setattr(type(speaker.extractor), "units", lambda *_: pytest.fail("it was listened to"))
+    with pytest.raises(DataError, match=r"a recording of 3600 s is 90000 units, the model has 512 positions"):
+        speaker.hear([np.zeros(3600 * 16_000, np.float32)])
+
+
 def output(raw: str, finished: bool = True) -> Output:
     return Output(raw, raw, text_to_units(raw), finished)
 
