@@ -7,14 +7,17 @@
 # which all ranks obey at one step boundary; anything else by SIGTERM. What saved goes back into the queue and
 # continues there.
 
-if [[ -n ${SLM_ENV_FILE:-} ]]; then
-  set -a
-  . "$(realpath -- "$SLM_ENV_FILE")"
-  set +a
-fi
-
 slm_asked=
 trap 'slm_asked=yes' USR1 TERM
+
+slm_variables() { # those of the file SLM_ENV_FILE; refused when others may read it, or a shell would expand a value
+  local text
+  [[ -n ${SLM_ENV_FILE:-} ]] || return 0
+  text=$(python -m slm.cluster.environment "$SLM_ENV_FILE")
+  set -a
+  eval "$text"
+  set +a
+}
 
 slm_ask() { # STOP_FILE PROCESS
   if [[ -n $1 ]]; then
@@ -117,4 +120,5 @@ slm_checkout() { # for scripts that people submit: sbatch runs a copy of them, s
     exit 2
   fi
   [[ ! -x .venv/bin/python ]] || export PATH="$PWD/.venv/bin:$PATH"
+  slm_variables
 }

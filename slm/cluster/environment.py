@@ -6,6 +6,8 @@ it at its start.
 
 The form is `KEY=value` a line, and a value means here what it means to a POSIX shell: bare words and quoted text.
 What a shell would expand (`$`, backticks, a backslash outside single quotes) is refused, never taken literally.
+
+`python -m slm.cluster.environment FILE` prints a file that is good as lines for a shell; the batch scripts read it so.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import os
 import re
 import shlex
 import stat
+import sys
 import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from slm.errors import ConfigError, from_os_error
+from slm.errors import ConfigError, from_os_error, run_entry
 
 FILE = ".env"
 """Name in the run folder: hidden, so that it is no part of an artifact."""
@@ -141,3 +144,15 @@ def adopt_environment(path: str | Path, environment: MutableMapping[str, str] | 
         ConfigError: see `read_environment`.
     """
     (os.environ if environment is None else environment).update(read_environment(path))
+
+
+def main(argv: list[str]) -> int:
+    """The command line of the batch scripts."""
+    if len(argv) != 1:
+        raise ConfigError("usage: python -m slm.cluster.environment FILE")
+    sys.stdout.write(render_environment(read_environment(argv[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(lambda: main(sys.argv[1:])))

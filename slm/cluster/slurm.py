@@ -84,9 +84,8 @@ def script(job: BatchJob, site: SiteConfig, place: Place) -> str:
     resources = site.resources(job.kind)
     lines = ["#!/usr/bin/env bash", *header(job, resources, site), "set -euo pipefail"]
     lines += [f"cd {_quoted(place.folder)}", f'export PATH={_quoted(place.programs)}:"$PATH" PYTHONUNBUFFERED=1']
-    if place.env_file:
-        lines.append(f"export SLM_ENV_FILE={_quoted(place.env_file)}")
-    lines += [f". {_quoted(place.checkout + '/launcher/slurm/common.sh')}", *site.setup]
+    variables = [f"export SLM_ENV_FILE={_quoted(place.env_file)}", "slm_variables"] if place.env_file else []
+    lines += [f". {_quoted(place.checkout + '/launcher/slurm/common.sh')}", *variables, *site.setup]
     lines += [f"export {name}={_quoted(value)}" for name, value in sorted(job.environment.items())]
     start = srun(job, resources) if job.kind == "train" else []
     steps = [_step(job, task, site, start) for task in job.tasks]

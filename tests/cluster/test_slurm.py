@@ -199,6 +199,32 @@ def test_a_script_brings_the_environment_file_and_hands_on_the_exit_code(tmp_pat
     assert "$HOME" not in text + done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "why"),
+    [
+        ("A=$(touch pwned)\n", 0o600, "put the value in single quotes"),
+        ("A=1; touch pwned\n", 0o600, "put the value in single quotes"),
+        ("touch pwned\n", 0o600, "expected KEY=value"),
+        ("A=1\n", 0o640, "can be read by others"),
+    ],
+)
+def test_an_environment_file_is_checked_and_never_run(text, mode, why, tmp_path, stand_ins, monkeypatch):
+    """Also by the scripts that people submit, whose file nobody has checked before."""
+    (tmp_path / "e").write_text(text)
+    (tmp_path / "e").chmod(mode)
+    generated = script(job("f", "touch", "started"), site(), place(tmp_path, env_file=str(tmp_path / "e")))
+    stand_ins.add(
+        "python",
+        "if 'slm.cluster.environment' in sys.argv: os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+        "open('started', 'w')",
+    )
+    by_hand = (ROOT / "launcher/slurm/pipeline.sbatch").read_text()
+    for body in (generated, by_hand):
+        done = run_script(body, tmp_path, SLURM_SUBMIT_DIR=str(ROOT), SLM_ENV_FILE=str(tmp_path / "e"))
+        assert done.returncode == 2 and why in done.stderr, done.stderr
+        assert not {"pwned", "started"} & {path.name for path in [*tmp_path.iterdir(), *ROOT.iterdir()]}
+
+
 TRAIN = """
 import pathlib, sys, time
 sys.path.insert(0, {root!r})
