@@ -98,7 +98,13 @@ def pipeline(
         from slm.cli.detach import detach
 
         choose(plan, only=only, start=start)
-        options = {"--where": where.value, "--hostfile": hostfile, "--site": site, "--only": only, "--from": start}
+        options: dict[str, object] = {
+            "--where": where.value,
+            "--hostfile": hostfile,
+            "--site": site,
+            "--only": only,
+            "--from": start,
+        }
         options |= {"--max-restarts": max_restarts, "--min-hosts": min_hosts, "--time-limit": limit}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         detach(plan, ["pipeline", *given, *source], console)
