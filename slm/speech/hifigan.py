@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def load_generator(folder: str | Path) -> Any:
         raise CheckpointError("the vocoder brings code of its own (trust_remote_code): it is not run", where=str(path))
     try:
         config = SeamlessM4Tv2Config.from_dict(about)
-        model, told = SeamlessM4Tv2CodeHifiGan.from_pretrained(
+        model, told = cast(Any, SeamlessM4Tv2CodeHifiGan).from_pretrained(
             folder, config=config, use_safetensors=True, local_files_only=True, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )  # fmt: skip

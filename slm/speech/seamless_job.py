@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,13 +76,13 @@ def main():
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the package prints must not mix with the answers
-    tool = None
+    tool: Any = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if "setup" in request:
                 tool = {"extractor": Extractor, "vocoder": Vocoder}[request["setup"]](request)
-                answer = {"ready": True}
+                answer: dict = {"ready": True}
             else:
                 answer = tool.answer(request)
         except Exception as error:

@@ -10,8 +10,9 @@ import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from slm.speech.audio import SAMPLE_RATE, check_wave
 from slm.speech.load import SPEECH_FILE
 from slm.speech.xlsr_network import NETWORK_CONFIG, Network
 from slm.tokens.vocabulary import UnitSet
+
+if TYPE_CHECKING:
+    import torch
 
 NETWORK_FOLDER = "xlsr"
 WEIGHTS_FILE = "model.safetensors"
@@ -79,9 +83,20 @@ class XlsrFeatures:
         Raises:
             DataError: a wave is unusable (see `check_wave`); names its position.
         """
+        found: list[list[tuple[int, np.ndarray]]] = [[] for _ in waves]
+        for wave, start, part in self.parts(waves, rate):
+            found[wave].append((start, part.cpu().numpy()))
+        nothing = np.zeros((0, self.width), np.float32)
+        return [in_order(each, nothing) for each in found]
+
+    def parts(self, waves: Sequence[np.ndarray], rate: int = SAMPLE_RATE) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """The same in parts, as they come out of the network: what many hours need.
+
+        Yields:
+            Position of the wave, place of the part in it (to sort by), float32 [frames, width] on the device.
+        """
         checked = [check_wave(wave, rate, where=f"wave {number} of {len(waves)}") for number, wave in enumerate(waves)]
         normal = [normalise(wave) for wave in checked]
-        found: list[list[tuple[int, np.ndarray]]] = [[] for _ in waves]
         pieces = [piece for number in range(len(waves)) for piece in self._pieces(number, checked[number])]
         for batch in self._batches(pieces):
             parts = self.network.run(
@@ -89,9 +104,7 @@ class XlsrFeatures:
                 [min(piece.stop, len(checked[piece.wave])) - piece.start for piece in batch],
             )
             for piece, part in zip(batch, parts, strict=True):
-                found[piece.wave].append((piece.start, part[piece.first : piece.last]))
-        nothing = np.zeros((0, self.width), np.float32)
-        return [np.concatenate([nothing, *(part for _, part in sorted(each, key=_place))]) for each in found]
+                yield piece.wave, piece.start, part[piece.first : piece.last]
 
     def _pieces(self, number: int, wave: np.ndarray) -> Iterator[_Piece]:
         """A recording whole, or, where it is longer than a chunk, in equal shares with context; by its length alone."""
@@ -217,32 +230,43 @@ class XlsrKMeans:
 
     def units(self, waves: Sequence[np.ndarray], rate: int = SAMPLE_RATE) -> list[np.ndarray]:
         """See `Extractor.units`; a wave that is too short for one unit has none."""
-        return [self._nearest(each) for each in self.features(waves, rate)]
+        found: list[list[tuple[int, np.ndarray]]] = [[] for _ in waves]
+        for wave, start, part in self.source.parts(waves, rate):
+            found[wave].append((start, self._nearest(part)))
+        return [in_order(each, np.zeros(0, np.int32)) for each in found]
 
-    def _nearest(self, features: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _points(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centroids and their squared lengths, where the features are."""
+        import torch
+
+        points = torch.from_numpy(self.centroids).to(self.source.network.device)
+        return points, (points**2).sum(dim=1)
+
+    def _nearest(self, features: torch.Tensor) -> np.ndarray:
         """Index of the nearest centroid by Euclidean distance, int32 [frames]."""
         import torch
 
-        device = self.source.network.device
-        points = torch.from_numpy(self.centroids).to(device)
-        norms = (points**2).sum(dim=1)
-        rows = max(1, DISTANCES // len(points))
-        parts = [
-            torch.argmin(norms - 2.0 * (part.to(device) @ points.T), dim=1).int().cpu()
-            for part in torch.from_numpy(features).split(rows)
-        ]
-        return torch.cat(parts).numpy() if len(features) else np.zeros(0, np.int32)
+        points, norms = self._points
+        with torch.inference_mode():
+            parts = [
+                torch.argmin(norms - 2.0 * (part @ points.T), dim=1).int()
+                for part in features.split(max(1, DISTANCES // len(points)))
+            ]
+            return torch.cat(parts).cpu().numpy()
 
 
-def _place(part: tuple[int, np.ndarray]) -> int:
-    return part[0]
+def in_order(parts: Sequence[tuple[int, np.ndarray]], nothing: np.ndarray) -> np.ndarray:
+    """Parts of a recording, each with its place, joined; `nothing` where there are none."""
+    return np.concatenate([nothing, *(part for _, part in sorted(parts, key=lambda part: part[0]))])
 
 
 def normalise(wave: np.ndarray) -> np.ndarray:
     """A wave as the network hears it, float32, of even length: see the module docstring."""
     even = np.append(wave, np.float32(1.0)) if len(wave) % 2 else wave
-    exact = even.astype(np.float64)
-    return ((exact - exact.mean()) / np.sqrt(exact.var() + NORM_EPS)).astype(np.float32)
+    centred = even - np.float32(even.mean(dtype=np.float64))
+    power = np.square(centred).mean(dtype=np.float64)
+    return centred / np.float32(np.sqrt(power + NORM_EPS))
 
 
 def require_centroids(centroids: np.ndarray, width: int, where: str) -> np.ndarray:

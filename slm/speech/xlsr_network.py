@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Network:
         config = Wav2Vec2Config.from_dict({**about, "num_hidden_layers": layer, "mask_time_prob": 0.0})
         config.mask_feature_prob = 0.0
         try:
-            model, told = Wav2Vec2Model.from_pretrained(
+            model, told = cast(Any, Wav2Vec2Model).from_pretrained(
                 folder,
                 config=config,
                 dtype=getattr(torch, dtype),
@@ -113,8 +113,8 @@ class Network:
         """Frames of so many samples; 0 when they are too few for one."""
         return (samples - self.field) // self.hop + 1 if samples >= self.field else 0
 
-    def run(self, waves: Sequence[np.ndarray], audible: Sequence[int]) -> list[np.ndarray]:
-        """Features of normalised waves, float32 [frames, width] each.
+    def run(self, waves: Sequence[np.ndarray], audible: Sequence[int]) -> list[torch.Tensor]:
+        """Features of normalised waves, float32 [frames, width] each, on the network's device.
 
         Args:
             waves: float32 [samples], each long enough for a frame; padded here to the longest.
@@ -135,8 +135,7 @@ class Network:
                 steps = torch.arange(hidden.shape[1], device=self.device)
                 seen = steps < torch.tensor(heard, device=self.device)[:, None]
             hidden = self.model.encoder(hidden, attention_mask=seen).last_hidden_state
-            found = hidden.float().cpu().numpy()
-        return [found[row, :count] for row, count in enumerate(counts)]
+        return [row[:count].float() for row, count in zip(hidden, counts, strict=True)]
 
     def _front(self, batch: torch.Tensor) -> torch.Tensor:
         """Convolutions and projection [rows, frames, width]."""

@@ -254,3 +254,25 @@ def test_a_codebook_of_one_s_own_is_saved_with_the_cut_network(checkpoints, tmp_
     assert (loaded.identity, units.count, units.rate_hz) == (saved.identity, 7, 50.0)
     assert json.loads((tmp_path / "own" / "xlsr" / "config.json").read_text())["num_hidden_layers"] == 2
     np.testing.assert_array_equal(loaded.units([noise(1.0)])[0], saved.units([noise(1.0)])[0])
+
+
+def test_a_folder_with_a_pretraining_head_and_several_files_will_do(tmp_path):
+    from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    heads = {"codevector_dim": 8, "proj_codevector_dim": 8, "num_codevectors_per_group": 4}
+    norms = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+    convolutions = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    model = Wav2Vec2ForPreTraining(Wav2Vec2Config(**shape, **heads, **norms, **convolutions)).eval()
+    model.save_pretrained(tmp_path / "hub", max_shard_size="100KB")
+    assert len(list((tmp_path / "hub").glob("*.safetensors"))) > 1
+    source = XlsrFeatures.open(XlsrConfig(model=str(tmp_path / "hub"), layer=2), "cpu")
+    wave = noise(1.0)
+    with torch.inference_mode():
+        told = model.wav2vec2(torch.from_numpy(normalise(wave))[None], output_hidden_states=True)
+    np.testing.assert_allclose(source.features([wave])[0], told.hidden_states[2][0].numpy(), atol=2e-5)
+    (tmp_path / "own").mkdir()
+    source.save(tmp_path / "own", np.random.default_rng(0).standard_normal((5, 32)))
+    loaded, _ = load_extractor(tmp_path / "own", "cpu")
+    np.testing.assert_allclose(loaded.features([wave])[0], source.features([wave])[0], atol=1e-6)
