@@ -175,9 +175,10 @@ def _hear(chunk: Sequence[Asked], speaker: Speaker) -> list[Asked]:
             heard.append(one)
             continue
         found = next(units)
-        fault = found if isinstance(found, str) else ""
-        question = one.question if fault else replace(one.question, units=found)
-        heard.append(Asked(question, fault=fault))
+        if isinstance(found, str):
+            heard.append(Asked(one.question, fault=found))
+        else:
+            heard.append(Asked(replace(one.question, units=found)))
     return heard
 
 
