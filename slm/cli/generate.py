@@ -95,9 +95,11 @@ def open_speaker(asking: Asking) -> Speaker:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not device.startswith("cpu") and not torch.cuda.is_available():
         raise MachineError(f"no device {device!r} here", where="--device", mend="--device cpu")
-    load = load_checkpoint if is_checkpoint(asking.model) else load_model
     dtype = torch.float32 if device.startswith("cpu") else torch.bfloat16
-    loaded = load(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
+    if is_checkpoint(asking.model):
+        loaded = load_checkpoint(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
+    else:
+        loaded = load_model(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
     speech = asking.speech or answers.find_speech(asking.model, loaded.vocabulary.units)
     return answers.open_speaker(loaded, speech)
 

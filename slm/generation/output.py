@@ -59,7 +59,9 @@ def split_output(tokenizer: PreTrainedTokenizerFast, generated: Generated, vocab
 
 def _marked(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, int]:
     """The decoded ids with a mark in texts that are spelled like a unit, and the number of such texts."""
-    written, before, count = [], None, 0
+    written: list[str] = []
+    before: int | None = None
+    count = 0
     for is_unit, run in groupby(ids, vocabulary.is_unit):
         tokens = list(run)
         if is_unit:
