@@ -131,7 +131,11 @@ def kill(work: Path, times: int) -> list[Row]:
         with open(log, "w") as output:
             env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        _kill_a_rank(runs / "pico" / STAGE, after=(number % 2 + 2) * EVERY - 5, process=process)
+        try:
+            _kill_a_rank(runs / "pico" / STAGE, after=(number % 2 + 2) * EVERY - 5, process=process)
+        except RuntimeError as error:
+            process.terminate()
+            raise RuntimeError(f"{error}\n{log.read_text()[-2000:]}") from None
         if process.wait():
             must(argv, log)
         lost.append(time.perf_counter() - began - alone)

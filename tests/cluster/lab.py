@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -164,6 +167,22 @@ def stop(lab: Lab) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+    for process in _left(lab):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _left(lab: Lab) -> list[int]:
+    """Processes of this cluster that outlived it: steps' own daemons, and what they had started."""
+    mark = f"SLURM_CONF={lab.folder / 'slurm.conf'}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has ended
+    return found
 
 
 def _idle(lab: Lab) -> int:
@@ -173,9 +192,20 @@ def _idle(lab: Lab) -> int:
 def _daemon(lab: Lab, name: str, *options: str) -> None:
     program = shutil.which(name, path=PATH) or name
     with open(lab.folder / f"{name}{''.join(options[-1:]) if name == 'slurmd' else ''}.log", "w") as log:
-        lab.daemons.append(
-            subprocess.Popen([program, *options], env=lab.environment, stdout=log, stderr=log, start_new_session=True)
+        daemon = subprocess.Popen(
+            [program, *options],
+            env=lab.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_end_with_the_tests,
         )
+    lab.daemons.append(daemon)
+
+
+def _end_with_the_tests() -> None:
+    """In a daemon's process: Linux sends it SIGTERM when the tests' process is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _free_ports(count: int) -> list[int]:

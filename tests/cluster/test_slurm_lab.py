@@ -151,7 +151,7 @@ def test_one_job_preempted_twice_makes_the_same_weights(lab, undisturbed, pipeli
     limit(lab, job, 60)
     said = (tmp_path / "log").read_text()
     assert "stopping: running steps save first" in said and f"job {job} goes back into the queue" in said, said[-4000:]
-    facts = lab.wait(job, 1200)
+    facts = lab.wait(job, 2400)
     assert facts["JobState"] == "COMPLETED", (tmp_path / "log").read_text()[-4000:]
     assert weights(run, *WEIGHTS) == weights(undisturbed, *WEIGHTS)
 
