@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,8 @@ from slm.engine.reshard import load_resharded
 from slm.engine.state import TrainState
 from slm.engine.table_files import load_tables, save_tables
 from slm.engine.tables import tables_of
-from slm.errors import CheckpointError, DataError, MachineError, SlmError, from_os_error
+from slm.engine.writes import explain, guarded_writes, sync
+from slm.errors import CheckpointError, DataError, SlmError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Checkpoints:
             scratch.mkdir(parents=True)
 
     def _write(self, engine: Any, state: TrainState, scratch: Path, lora: bool) -> None:
-        with _guarded_writes(engine):
+        with guarded_writes(engine):
             engine.save_checkpoint(str(scratch), tag=TAG, save_latest=False, exclude_frozen_parameters=lora)
         tables = tables_of(engine)
         if tables is not None:
@@ -103,7 +102,7 @@ class Checkpoints:
         try:
             torch.save(random_state, scratch / f"random_rank{self.place.rank}.pt")
         except RuntimeError as error:
-            raise _explain(error, scratch) from error
+            raise explain(error, scratch) from error
         require_written(engine, scratch, TAG)
         if self.place.is_main:
             facts = {"world_size": self.place.world_size, "zero_stage": engine.zero_optimization_stage()}
@@ -114,7 +113,7 @@ class Checkpoints:
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
         entries = {}
         for path in files[self.place.rank :: self.place.world_size]:
-            _sync(path)
+            sync(path)
             name = str(path.relative_to(scratch))
             entries[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
         return entries
@@ -135,7 +134,7 @@ class Checkpoints:
         if final.exists():  # only one that did not verify can be in the way
             os.replace(final, aside)
         os.replace(scratch, final)
-        _sync(self.folder)
+        sync(self.folder)
         if best:
             write_atomic(self.folder / BEST, final.name + "\n")
         write_atomic(self.folder / LATEST, final.name + "\n")
@@ -243,8 +242,8 @@ class Checkpoints:
         drawn from a new state that `seed`, step and rank decide.
 
         Raises:
-            CheckpointError: another ZeRO stage or other trained parameters, pickles that are not DeepSpeed's,
-                or DeepSpeed found nothing to load.
+            CheckpointError: another ZeRO stage or other trained parameters, optimizer states on NVMe, pickles that are
+                not DeepSpeed's, or DeepSpeed found nothing to load.
         """
         saved = json.loads((path / "state.json").read_text())
         world_size, zero_stage = saved.pop("world_size"), saved.pop("zero_stage")
@@ -254,6 +253,13 @@ class Checkpoints:
                 f"the checkpoint was saved under ZeRO-{zero_stage}, this run uses ZeRO-{stage}",
                 where=str(path),
                 mend="give the same ZeRO stage, or begin anew in another out",
+            )
+        if getattr(engine.optimizer, "swap_optimizer", False):
+            # It copies its swap files back, but the new engine begins with fresh moments and step counters.
+            raise CheckpointError(
+                "DeepSpeed 0.19.8 can't continue optimizer states that are on NVMe",
+                where=str(path),
+                mend="begin anew in another out, with offload_optimizer on the cpu if it has to survive a stop",
             )
         together(lambda: require_known_pickles(path, self.place.rank, self.place.world_size))
         load_tables(tables_of(engine), path)
@@ -300,51 +306,3 @@ def differences(then: Any, now: Any, at: str = "") -> list[str]:
         return [line for part in parts for line in part]
     short = [str(value)[:12] if at.startswith("inputs.") and value else str(value) for value in (then, now)]
     return [] if canonical_json(then) == canonical_json(now) else [f"{at}: {short[0]} then, {short[1]} now"]
-
-
-@contextmanager
-def _guarded_writes(engine: Any) -> Iterator[None]:
-    """Let DeepSpeed finish its barriers although a file could not be written, then raise.
-
-    A rank that left `save_checkpoint` in the middle would meet the others in different collectives.
-    """
-    writer = engine.checkpoint_engine
-    failures: list[Exception] = []
-    original = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failures.append(error)
-            return None
-
-    writer.save = save
-    try:
-        yield
-    finally:
-        del writer.save
-    if failures:
-        raise _explain(failures[0], Path("checkpoint")) from failures[0]
-
-
-def _explain(error: Exception, where: Path) -> SlmError:
-    """torch reports a full disk as a RuntimeError of its zip writer."""
-    if isinstance(error, OSError):
-        return from_os_error(error, "saving a checkpoint")
-    text = str(error)
-    if any(sign in text for sign in ("PytorchStreamWriter", "file write", "No space left", "unexpected pos")):
-        return MachineError(
-            "no space left while saving a checkpoint",
-            where=str(where),
-            mend="free some space and start the run again; it continues from the last checkpoint",
-        )
-    return CheckpointError(f"a checkpoint can't be written: {type(error).__name__}: {text[:200]}", where=str(where))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -44,13 +43,9 @@ def test_a_shipped_json_trains_to_the_same_weights(train, tmp_path, plain, name)
     require_same(adapter(train(tmp_path / "asr", zero=f"{name}.json", **STEPS)), plain)
 
 
-def test_nvme_trains_to_the_same_weights_or_says_what_is_missing(train, tmp_path, plain, monkeypatch):
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
+def test_nvme_offload_without_a_compiler_says_what_is_missing(train, tmp_path, monkeypatch):
     monkeypatch.setenv("SLM_NVME", str(tmp_path / "disk"))
     outcome = train(tmp_path / "asr", zero="zero3_nvme.json", ranks=1, **STEPS)
-    if AsyncIOBuilder().is_compatible(verbose=False) and shutil.which(os.environ.get("CXX", "c++")):
-        pytest.skip("libaio is here: the test would have to compile an operator")
     assert outcome.code == 4 and "Traceback" not in outcome.text
     assert "NVMe offload needs" in outcome.text and outcome.status["exit_code"] == 4
 
