@@ -16,6 +16,8 @@ def demo(
     model: Annotated[str | None, typer.Argument(metavar="STEP", show_default=False)] = None,
     other: Annotated[str | None, typer.Argument(metavar="[STEP]", show_default=False)] = None,
     speech: Annotated[str | None, typer.Option(help="Folder of extractor and vocoder; default: the run's own.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of a vocoder that has several.")] = None,
+    speaker: Annotated[int | None, typer.Option(help="Speaker of a vocoder that has several.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -33,7 +35,7 @@ def demo(
 
     values: dict[str, Any] = {
         **{"speech": speech, "max_new_tokens": max_new_tokens, "temperature": temperature, "device": device},
-        **{"constrained": constrained, "lora_scale": lora_scale},
+        **{"constrained": constrained, "lora_scale": lora_scale, "language": language, "speaker": speaker},
     }
     folders = [need(model, USAGE, "runs/*/*/MANIFEST.json"), *([other] if other is not None else [])]
     asking = [from_mapping(Asking, {"model": folder, **values}, "command line") for folder in folders]

@@ -32,6 +32,8 @@ def generate(
     task: Annotated[str | None, typer.Option(help="llm, asr, tts or sqa; default: sqa for speech, else llm.")] = None,
     instruction: Annotated[str, typer.Option(help="Wording of asr and tts prompts.")] = "",
     speech: Annotated[str | None, typer.Option(help="Folder of extractor and vocoder; default: the run's own.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of a vocoder that has several.")] = None,
+    speaker: Annotated[int | None, typer.Option(help="Speaker of a vocoder that has several.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -61,6 +63,7 @@ def generate(
         **{"model": folder, "speech": speech, "task": task, "instruction": instruction, "seed": seed},
         **{"max_new_tokens": max_new_tokens, "batch_size": batch_size, "temperature": temperature, "top_p": top_p},
         **{"constrained": constrained, "lora_scale": lora_scale, "device": device},
+        **{"language": language, "speaker": speaker},
     }
     setup_logging()
     if data is None and (audio is None or not Path(audio).is_dir()):
@@ -101,7 +104,7 @@ def open_speaker(asking: Asking) -> Speaker:
     else:
         loaded = load_model(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
     speech = asking.speech or answers.find_speech(asking.model, loaded.vocabulary.units)
-    return answers.open_speaker(loaded, speech)
+    return answers.open_speaker(loaded, speech, language=asking.language, speaker=asking.speaker)
 
 
 def fingerprint_of(model: str) -> str:

@@ -18,6 +18,10 @@ class Asking(Strict):
     """Step, checkpoint, adapter or Hugging Face folder."""
     speech: str | None = None
     """Folder of extractor and vocoder; null looks for that of the model's units in its run folder."""
+    language: str | None = None
+    """Code of the language that the vocoder speaks, where it has several; null is its default."""
+    speaker: Annotated[int, Field(ge=0)] | None = None
+    """Number of the vocoder's speaker, where it has several; null is the language's own."""
     task: Literal["llm", "asr", "tts", "sqa"] | None = None
     """Recipe that writes the prompt; null is `sqa` for speech and `llm` for text."""
     instruction: str = ""

@@ -187,17 +187,26 @@ def taken_apart(task: Task, question: Question, prompt: str, output: Output) -> 
     return Answer(question, prompt, output, text.strip(), transcript.strip(), text_to_units(woven), faults)
 
 
-def open_speaker(loaded: Loaded, speech: str | Path | None) -> Speaker:
-    """A loaded model with the extractor and vocoder of a speech folder.
+def open_speaker(
+    loaded: Loaded, speech: str | Path | None, *, language: str | None = None, speaker: int | None = None
+) -> Speaker:
+    """A loaded model with the extractor and, where there is one, the vocoder of a speech folder.
+
+    Args:
+        language, speaker: who speaks, for vocoders that have several; None is the vocoder's own choice.
 
     Raises:
-        DataError: the folder's units are not those of the model.
+        DataError: the folder's units are not those of the model, or its vocoder has no such voice.
     """
     if speech is None:
+        if language is not None or speaker is not None:
+            raise DataError("a voice was chosen, and there is no vocoder", where="--speech", mend="give its folder")
         return Speaker(loaded)
-    from slm.speech import load_speech
+    from slm.speech.load import has_vocoder, load_extractor, load_vocoder
 
-    extractor, vocoder, units = load_speech(speech)
+    extractor, units = load_extractor(speech)
+    chosen = language is not None or speaker is not None
+    vocoder = load_vocoder(speech, language=language, speaker=speaker) if chosen or has_vocoder(speech) else None
     if loaded.vocabulary.units != units:
         raise DataError(
             "the model was trained on other speech units, or on none", where=str(speech),

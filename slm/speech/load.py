@@ -108,6 +108,15 @@ def read_units(folder: str | Path) -> UnitSet:
         raise DataError(f"not a description of speech units: {error}", where=str(Path(folder) / SPEECH_FILE)) from None
 
 
+def has_vocoder(folder: str | Path) -> bool:
+    """Whether a speech artifact can speak.
+
+    Raises:
+        DataError: see `load_speech`.
+    """
+    return _read(folder)["vocoder"] is not None
+
+
 def _read(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SPEECH_FILE
     about = read_json(path)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from generation.conftest import tone
 
+from slm.artifact import read_json, write_json
 from slm.errors import DataError
 from slm.generation.answers import Answer, Decoding, Refused, Speaker, find_speech, open_speaker, taken_apart
 from slm.generation.generate import Sampling
@@ -103,6 +105,23 @@ def test_without_extractor_or_vocoder(speaker):
 def test_speech_of_other_units_is_refused(talking, pico_base):
     with pytest.raises(DataError, match="other speech units"):
         open_speaker(load_model(pico_base), talking.speech)
+
+
+def test_a_speech_folder_without_a_vocoder_hears_only(speaker, talking, tmp_path):
+    folder = shutil.copytree(talking.speech, tmp_path / "speech")
+    about = read_json(folder / "speech.json")
+    write_json(folder / "speech.json", about | {"vocoder": None})
+    listener = open_speaker(speaker.loaded, folder)
+    assert listener.vocoder is None and len(listener.hear([tone(0)])[0]) > 0
+    with pytest.raises(DataError, match="no vocoder"):
+        open_speaker(speaker.loaded, folder, language="eng")
+
+
+def test_a_voice_is_chosen_where_there_is_a_choice(speaker, talking):
+    with pytest.raises(DataError, match="no choice of language"):
+        open_speaker(speaker.loaded, talking.speech, language="eng")
+    with pytest.raises(DataError, match="there is no vocoder"):
+        open_speaker(speaker.loaded, None, speaker=3)
 
 
 def test_the_speech_folder_of_a_run_is_found(talking, units):
