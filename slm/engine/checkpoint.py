@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,8 @@ from slm.engine.reshard import load_resharded
 from slm.engine.state import TrainState
 from slm.engine.table_files import load_tables, save_tables
 from slm.engine.tables import tables_of
-from slm.errors import CheckpointError, DataError, MachineError, SlmError, from_os_error
+from slm.engine.writes import explain_write, guarded_writes
+from slm.errors import CheckpointError, DataError, SlmError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Checkpoints:
             scratch.mkdir(parents=True)
 
     def _write(self, engine: Any, state: TrainState, scratch: Path, lora: bool) -> None:
-        with _guarded_writes(engine):
+        with guarded_writes(engine):
             engine.save_checkpoint(str(scratch), tag=TAG, save_latest=False, exclude_frozen_parameters=lora)
         tables = tables_of(engine)
         if tables is not None:
@@ -103,7 +102,7 @@ class Checkpoints:
         try:
             torch.save(random_state, scratch / f"random_rank{self.place.rank}.pt")
         except RuntimeError as error:
-            raise _explain(error, scratch) from error
+            raise explain_write(error, scratch) from error
         require_written(engine, scratch, TAG)
         if self.place.is_main:
             facts = {"world_size": self.place.world_size, "zero_stage": engine.zero_optimization_stage()}
@@ -300,46 +299,6 @@ def differences(then: Any, now: Any, at: str = "") -> list[str]:
         return [line for part in parts for line in part]
     short = [str(value)[:12] if at.startswith("inputs.") and value else str(value) for value in (then, now)]
     return [] if canonical_json(then) == canonical_json(now) else [f"{at}: {short[0]} then, {short[1]} now"]
-
-
-@contextmanager
-def _guarded_writes(engine: Any) -> Iterator[None]:
-    """Let DeepSpeed finish its barriers although a file could not be written, then raise.
-
-    A rank that left `save_checkpoint` in the middle would meet the others in different collectives.
-    """
-    writer = engine.checkpoint_engine
-    failures: list[Exception] = []
-    original = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failures.append(error)
-            return None
-
-    writer.save = save
-    try:
-        yield
-    finally:
-        del writer.save
-    if failures:
-        raise _explain(failures[0], Path("checkpoint")) from failures[0]
-
-
-def _explain(error: Exception, where: Path) -> SlmError:
-    """torch reports a full disk as a RuntimeError of its zip writer."""
-    if isinstance(error, OSError):
-        return from_os_error(error, "saving a checkpoint")
-    text = str(error)
-    if any(sign in text for sign in ("PytorchStreamWriter", "file write", "No space left", "unexpected pos")):
-        return MachineError(
-            "no space left while saving a checkpoint",
-            where=str(where),
-            mend="free some space and start the run again; it continues from the last checkpoint",
-        )
-    return CheckpointError(f"a checkpoint can't be written: {type(error).__name__}: {text[:200]}", where=str(where))
 
 
 def _sync(path: Path) -> None:
