@@ -136,8 +136,8 @@ class Watch:
         before: dict[str, Any] = {}
         with contextlib.suppress(SlmError, OSError):
             before = read_status(self._out) or {}
-        if (before.get("lost"), before.get("rank"), before.get("pid")) == (True, sign.rank, sign.pid):
-            return False
+        if before.get("lost"):  # the first verdict stands: a host that was cut off blames the others
+            return self._place.is_main
         if verdict.kind == "failed" and before.get("exit_code"):
             return True  # it has written why itself
         with contextlib.suppress(SlmError, OSError):
