@@ -324,34 +324,19 @@ def write_status(
     steps: int = 0,
     reason: str = "",
     rank: int = 0,
-    host: str = "",
-    pid: int = 0,
-    phase: str = "",
-    lost: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Record what became of a run: launchers lose or change exit codes, this file does not.
 
     Args:
         state: running, done, preempted or failed.
-        rank, host, pid: of the process that is spoken of; host and process are this one's unless given.
-        phase: what it was doing.
-        lost: it died or hangs, so that the same command may well succeed.
+        rank: that is spoken of.
+        about: what is known of it besides, and its `host` and `pid` where they are not this process's own. `lost`: it
+            died or hangs, so that the same command may well succeed.
     """
-    write_json(
-        Path(folder) / STATUS,
-        {
-            "state": state,
-            "exit_code": exit_code,
-            "step": step,
-            "steps": steps,
-            "reason": reason,
-            "host": host or socket.gethostname(),
-            "rank": rank,
-            "pid": pid or os.getpid(),
-            "phase": phase,
-            "lost": lost,
-        },
-    )
+    status = {"state": state, "exit_code": exit_code, "step": step, "steps": steps, "reason": reason}
+    place = {"host": socket.gethostname(), "rank": rank, "pid": os.getpid()}
+    write_json(Path(folder) / STATUS, {**status, **place, **(about or {})})
 
 
 def read_status(folder: str | Path) -> dict[str, Any] | None:

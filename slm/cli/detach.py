@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slm.errors import SlmError, from_os_error
@@ -23,23 +23,25 @@ SETTLE_S = 2.0
 """How long it is watched once it works: a step whose inputs are missing ends it at once."""
 
 
-def detach(plan: Plan, argv: Sequence[str], console: Console) -> None:
-    """Start `slm ARGV` in a session of its own and come back when it works in the run folder, or is through.
+def detach(plan: Plan, options: Mapping[str, object], source: Sequence[str], console: Console) -> None:
+    """Start the pipeline in a session of its own and come back when it works in the run folder, or is through.
 
     Args:
-        argv: the command line without `--detach`.
+        options: of the command line, without `--detach`; None for those that were not given.
+        source: the YAML and its overrides.
 
     Raises:
         SlmError: it ended at once; with its last lines.
         MachineError: the log can't be written.
     """
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     path = plan.folder / "logs" / LOG
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a") as log:
             begin = log.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", "slm", *argv],
+                [sys.executable, "-m", "slm", "pipeline", *given, *source],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

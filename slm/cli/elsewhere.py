@@ -82,11 +82,12 @@ def ready_hosts(plan: Plan, hostfile: str, site: str | None) -> Plan:
     return again
 
 
-def recovery_on_hosts(plan: Plan, hostfile: str, site: str | None, *, most: int, least: int | None) -> Recovery:
-    """What a pipeline on hosts does when it loses some.
+def on_hosts(plan: Plan, hostfile: str, site: str | None, *, most: int, least: int | None) -> tuple[Plan, Recovery]:
+    """The plan for checked hosts, and what is done when some are lost.
 
     Raises:
         ConfigError: more hosts are asked for than there are.
+        MachineError: see `ready_hosts`.
     """
     from slm.cluster.hostfile import read_hostfile
     from slm.pipeline.recovery import OnHosts
@@ -98,7 +99,8 @@ def recovery_on_hosts(plan: Plan, hostfile: str, site: str | None, *, most: int,
     def ready(path: Path) -> Plan:
         return ready_hosts(plan, str(path), site)
 
-    return OnHosts(hosts, ready, most=most, least=len(hosts) if least is None else least)
+    recovery = OnHosts(hosts, ready, most=most, least=len(hosts) if least is None else least)
+    return ready_hosts(plan, hostfile, site), recovery
 
 
 def show_scripts(plan: Plan, chosen: Collection[str], site: str | None) -> None:

@@ -63,12 +63,11 @@ def pipeline(
 
     from slm.config.duration import parse_duration
     from slm.pipeline.planner import load_pipeline, make_plan
+    from slm.pipeline.recovery import Recovery
+    from slm.pipeline.run import choose
 
     path = need(config, USAGE, "ds_configs/pipelines/*.yaml")
-    if (where is Where.hostfile) != (hostfile is not None):
-        raise ConfigError("--where hostfile and --hostfile FILE go together", mend="--where hostfile --hostfile hosts")
-    if min_hosts is not None and hostfile is None:
-        raise ConfigError("--min-hosts goes with --where hostfile")
+    _check_hosts(where, hostfile, min_hosts)
     limit_s = parse_duration(limit) if limit is not None else None
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     pipe, source = load_pipeline(path, overrides or []), (path, *(overrides or []))
@@ -83,21 +82,17 @@ def pipeline(
 
         show_status(plan, console)
         return
-    from slm.pipeline.recovery import Recovery
-    from slm.pipeline.run import choose
-
+    chosen = choose(plan, only=only, start=start)
     if dry_run:
-        chosen = choose(plan, only=only, start=start)
         if where is Where.slurm:
             elsewhere.show_scripts(plan, chosen, site)
         else:
             _show_commands(plan, chosen, console)
     elif where is Where.slurm:
-        elsewhere.submit(plan, choose(plan, only=only, start=start), site, console, again=start is not None)
+        elsewhere.submit(plan, chosen, site, console, again=start is not None)
     elif away:
         from slm.cli.detach import detach
 
-        choose(plan, only=only, start=start)
         options: dict[str, object] = {
             "--where": where.value,
             "--hostfile": hostfile,
@@ -106,14 +101,24 @@ def pipeline(
             "--from": start,
         }
         options |= {"--max-restarts": max_restarts, "--min-hosts": min_hosts, "--time-limit": limit}
-        given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        detach(plan, ["pipeline", *given, *source], console)
+        detach(plan, options, source, console)
     else:
         recovery = Recovery(max_restarts)
         if hostfile is not None:
-            recovery = elsewhere.recovery_on_hosts(plan, hostfile, site, most=max_restarts, least=min_hosts)
-            plan = elsewhere.ready_hosts(plan, hostfile, site)
+            plan, recovery = elsewhere.on_hosts(plan, hostfile, site, most=max_restarts, least=min_hosts)
         _run(plan, console, only, start, recovery, limit_s)
+
+
+def _check_hosts(where: Where, hostfile: str | None, min_hosts: int | None) -> None:
+    """Options about hosts come together.
+
+    Raises:
+        ConfigError: they don't.
+    """
+    if (where is Where.hostfile) != (hostfile is not None):
+        raise ConfigError("--where hostfile and --hostfile FILE go together", mend="--where hostfile --hostfile hosts")
+    if min_hosts is not None and hostfile is None:
+        raise ConfigError("--min-hosts goes with --where hostfile")
 
 
 def _show_commands(plan: Plan, chosen: Collection[str], console: Console) -> None:

@@ -36,7 +36,7 @@ from slm.engine.reshard import load_resharded
 from slm.engine.state import TrainState
 from slm.engine.table_files import load_tables, save_tables
 from slm.engine.tables import tables_of
-from slm.engine.writes import explain, guarded_writes, sync
+from slm.engine.writes import explain_write, guarded_writes, sync
 from slm.errors import CheckpointError, DataError, SlmError
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Checkpoints:
         try:
             torch.save(random_state, scratch / f"random_rank{self.place.rank}.pt")
         except RuntimeError as error:
-            raise explain(error, scratch) from error
+            raise explain_write(error, scratch) from error
         require_written(engine, scratch, TAG)
         if self.place.is_main:
             facts = {"world_size": self.place.world_size, "zero_stage": engine.zero_optimization_stage()}

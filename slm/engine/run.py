@@ -29,8 +29,9 @@ from slm.engine.held_out import HeldOutEvaluation
 from slm.engine.loop import Run, train_until_done
 from slm.engine.packing_check import require_separate_documents
 from slm.engine.preemption import INTERRUPT, NONE, PREEMPT, StopRequest, stop_request
+from slm.engine.pulse import Pulse
 from slm.engine.state import TrainState
-from slm.engine.watch import Watch, watching
+from slm.engine.watch import watching
 from slm.errors import InterruptedRunError, LostRankError, PreemptedError, SlmError, from_os_error
 from slm.log import FILE_ONLY, setup_logging
 from slm.model.reference import resolve
@@ -71,7 +72,7 @@ def train(config: StageConfig, command: str = "", end: float | None = None) -> i
             stop_request(out, watch_file=place.is_main, end=end) as stop,
             watching(place, out, config.watch) as watch,
         ):
-            _train(config, place, inputs, stop, watch, command)
+            _train(config, place, inputs, stop, watch.pulse, command)
     except BaseException as error:
         if not isinstance(error, SlmError | SystemExit | KeyboardInterrupt):
             log.error("ended by an error", exc_info=error, extra=FILE_ONLY)
@@ -89,9 +90,8 @@ def _check_vocabulary(config: StageConfig) -> None:
 
 
 def _train(
-    config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, watch: Watch, command: str
+    config: StageConfig, place: Place, inputs: dict[str, str], stop: StopRequest, pulse: Pulse, command: str
 ) -> None:
-    pulse = watch.pulse
     out = Path(config.out)
     identity = {"stage": config.identity(), "inputs": inputs}
     checkpoints = Checkpoints(out / "checkpoints", place, identity, config.checkpoint.keep)
@@ -114,12 +114,11 @@ def _train(
     state = _resume(checkpoints, engine, loader, config.seed)
     state.lost_samples |= held_out.lost_samples if held_out is not None else {}
     callbacks = build_callbacks(config) if place.is_main else Callback()
-    lora = config.model.train == "lora"
 
     def save(best: bool) -> None:
         begin = time.perf_counter()
         loader.save_plans()
-        path = checkpoints.save(engine, state, lora=lora, best=best)
+        path = checkpoints.save(engine, state, lora=config.model.train == "lora", best=best)
         stop.save_s = time.perf_counter() - begin
         if place.is_main:
             write_status(out, "running", step=state.step, steps=steps)

@@ -58,7 +58,7 @@ class Watch:
         self._speaks = False
         path = out / "logs" / f"stacks.rank{place.rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stacks = open(path, "w")  # noqa: SIM115  (faulthandler writes to it until `close`)
+        self._stacks = open(path, "a")  # noqa: SIM115  (faulthandler writes to it until `close`)
         faulthandler.register(signal.SIGUSR2, self._stacks, all_threads=True)
         self._line = self._join()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -108,6 +108,9 @@ class Watch:
         self._found.set()
         if verdict.kind == "failed" and self._leaving.wait(GRACE_S):
             return  # it left by an error that this rank has met too, or explains by the verdict
+        with contextlib.suppress(OSError):
+            self._stacks.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {verdict}\n")
+            self._stacks.flush()
         faulthandler.dump_traceback(self._stacks, all_threads=True)
         if verdict.kind == "silent" and self._is_beside(verdict.sign):
             end_stopped(verdict.sign.pid)
@@ -133,8 +136,8 @@ class Watch:
         before: dict[str, Any] = {}
         with contextlib.suppress(SlmError, OSError):
             before = read_status(self._out) or {}
-        if (before.get("lost"), before.get("rank"), before.get("pid")) == (True, sign.rank, sign.pid):
-            return False
+        if before.get("lost"):  # the first verdict stands: a host that was cut off blames the others
+            return self._place.is_main
         if verdict.kind == "failed" and before.get("exit_code"):
             return True  # it has written why itself
         with contextlib.suppress(SlmError, OSError):
@@ -146,10 +149,7 @@ class Watch:
                 steps=before.get("steps", 0),
                 reason=str(verdict),
                 rank=sign.rank,
-                host=sign.host,
-                pid=sign.pid,
-                phase=sign.phase,
-                lost=verdict.lost,
+                about={"host": sign.host, "pid": sign.pid, "phase": sign.phase, "lost": verdict.lost},
             )
         return True
 

@@ -17,27 +17,32 @@ def guarded_writes(engine: Any) -> Iterator[None]:
 
     A rank that left `save_checkpoint` in the middle would meet the others in different collectives.
     """
-    writer = engine.checkpoint_engine
     failures: list[Exception] = []
-    original = writer.save
 
-    def save(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failures.append(error)
-            return None
+    def guarded(act: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return act(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                failures.append(error)
+                return None
 
-    writer.save = save
+        return run
+
+    writer = engine.checkpoint_engine
+    places = ((writer, "save"), (writer, "makedirs"), (engine, "_copy_recovery_script"))
+    for owner, name in places:
+        setattr(owner, name, guarded(getattr(owner, name)))
     try:
         yield
     finally:
-        del writer.save
+        for owner, name in places:
+            delattr(owner, name)
     if failures:
-        raise explain(failures[0], Path("checkpoint")) from failures[0]
+        raise explain_write(failures[0], Path("checkpoint")) from failures[0]
 
 
-def explain(error: Exception, where: Path) -> SlmError:
+def explain_write(error: Exception, where: Path) -> SlmError:
     """A failed write as an error with advice; torch reports a full disk as a RuntimeError of its zip writer."""
     if isinstance(error, OSError):
         return from_os_error(error, "saving a checkpoint")

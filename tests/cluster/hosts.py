@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -100,6 +101,18 @@ class Hosts:
             if word in words and any(part.startswith("--local_rank=") for part in words):
                 found.append(int(pid))
         return found
+
+    def clear(self) -> None:
+        """End everything on both hosts but sshd, and plug all cables in."""
+        for host, space in enumerate(self.spaces):
+            self.link(host, "up")
+            inside = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split()
+            for pid in map(int, inside):
+                try:
+                    if Path(f"/proc/{pid}/comm").read_text().strip() != "sshd":
+                        os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    continue  # ended meanwhile
 
     def link(self, host: int, state: str) -> None:
         """Pull a host's cable (`down`), or plug it in again (`up`)."""

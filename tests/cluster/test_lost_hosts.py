@@ -41,6 +41,12 @@ def hosts(tmp_path_factory):
     two.stop(started)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left(hosts):
+    yield
+    hosts.clear()
+
+
 class Runs:
     """Pipelines of one stage, from the same data and base."""
 
@@ -67,9 +73,14 @@ class Runs:
         return self.again(runs, *options)
 
     def again(self, runs: Path, *options: str):
-        where = ("--where", "hostfile", "--hostfile", str(self.hosts.hostfile), "--only", "llm", *options)
+        (runs / "site.yaml").write_text("forward: [OMP_NUM_THREADS]\n")  # one thread a rank, on one host as on two
+        where = ("--where", "hostfile", "--hostfile", str(self.hosts.hostfile), "--site", str(runs / "site.yaml"))
         return self.hosts.begin(
-            self.argv(runs, *where), cwd=ROOT, output=runs / "said", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"
+            self.argv(runs, *where, "--only", "llm", *options),
+            cwd=ROOT,
+            output=runs / "said",
+            PYTHONPATH=str(ROOT),
+            OMP_NUM_THREADS="1",
         )
 
 
@@ -135,7 +146,7 @@ def require_end_of(ranks, since: float) -> float:
     return time.monotonic() - since
 
 
-def finish(process, folder: Path, seconds: float = 400) -> str:
+def finish(process, folder: Path, seconds: float = 600) -> str:
     process.wait(seconds)
     return (folder / "said").read_text()
 

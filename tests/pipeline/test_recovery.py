@@ -39,7 +39,8 @@ if reached < 9:
 write_manifest(out, "thing", config={config!r}, inputs={{}}, files={{}})
 """
 LOST = (
-    'write_status(out, "failed", exit_code=4, step=reached, reason="rank 1 on n2 died", rank=1, lost=True); sys.exit(1)'
+    'write_status(out, "failed", exit_code=4, step=reached, reason="rank 1 on n2 died", rank=1, '
+    'about={"lost": True}); sys.exit(1)'
 )
 
 
