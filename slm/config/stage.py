@@ -207,7 +207,7 @@ class WatchConfig(Strict):
     first step, where imports and compilers can keep it from giving any."""
     stuck_s: Annotated[float, Field(ge=1)] | None = None
     """Seconds in which no rank gets on within a step; null is ten times the longest so far, at least 60. In the first
-    step, and outside of steps (building, saving), it is 540."""
+    step, and while evaluating, it is 540; reading, converting and writing models and checkpoints may take hours."""
 
 
 class StageConfig(Job):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,11 @@ class HeldOutEvaluation:
             max_damaged=config.data.max_damaged,
         )
 
-    def evaluate(self, engine: Any) -> dict[str, float]:
+    def evaluate(self, engine: Any, mark: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Mean cross-entropy over the labels of each source, and the mean over sources. Collective.
+
+        Args:
+            mark: called before each pass: whoever watches this rank sees that it gets on.
 
         Returns:
             `eval_loss/<source>`, and `eval_loss`, in which every source counts the same.
@@ -111,6 +114,7 @@ class HeldOutEvaluation:
         try:
             with torch.no_grad():
                 for one in self._passes:
+                    mark()
                     batch = one.batch
                     _, losses = engine(
                         batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows

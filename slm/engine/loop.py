@@ -136,8 +136,7 @@ def _evaluate(run: Run, record: dict[str, Any], last: bool) -> bool:
     """Add the held-out losses to the step's record when they are due; whether they are the best so far."""
     if run.held_out is None or run.config.eval is None or not (last or run.state.step % run.config.eval.every == 0):
         return False
-    run.pulse.mark("evaluating")
-    record |= run.held_out.evaluate(run.engine)
+    record |= run.held_out.evaluate(run.engine, lambda: run.pulse.mark("evaluating"))
     loss = record["eval_loss"]
     if not math.isfinite(loss) or (run.state.best_loss is not None and loss >= run.state.best_loss):
         return False

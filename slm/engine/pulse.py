@@ -24,6 +24,8 @@ STEPPING = ("reading", "agreeing", "forward", "backward", "updating")
 EARLY = ("starting", "building the model", "preparing the data", "resuming")
 """Phases before the first step: imports and compilers can keep a thread from giving signs."""
 EARLY_FACTOR = 4.0
+LASTING = ("building the model", "preparing the data", "resuming", "saving", "exporting")
+"""Phases in which one rank may read, convert or write for hours without a mark, while the others wait for it."""
 
 
 class Pulse:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slm.engine.pulse import STEPPING, Sign
+from slm.engine.pulse import LASTING, STEPPING, Sign
 
-STEP_FACTOR, STEP_LEAST_S, OUTSIDE_S = 10.0, 60.0, 540.0
-"""How long nobody may get on: within steps so many times the longest of them, at least so long; and outside of
-steps, a little less than the process group's own patience of ten minutes."""
+STEP_FACTOR, STEP_LEAST_S, OUTSIDE_S, LASTING_S = 10.0, 60.0, 540.0, 12 * 3600.0
+"""How long nobody may get on: within steps so many times the longest of them, at least so long; outside of steps a
+little less than the process group's own patience of ten minutes; and where ranks wait for hours on purpose, as long as
+they do. There a rank that hangs is found by the patience of the group in which the others wait."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def allowed_s(signs: Sequence[Sign], stuck_s: float | None) -> float:
     Args:
         stuck_s: what the configuration says of steps.
     """
+    if any(sign.phase in LASTING for sign in signs):
+        return LASTING_S
     longest = max(sign.longest_step_s for sign in signs)
     if not longest or any(sign.phase not in STEPPING for sign in signs):
         return OUTSIDE_S
