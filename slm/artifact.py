@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -99,7 +100,7 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
         MachineError: no space or no permission; nothing half-written is left.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")  # two threads may write it
     try:
         with open(part, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

@@ -29,7 +29,7 @@ from slm.engine.distributed import Place, all_sum, from_main
 from slm.engine.pulse import Pulse, Sign, sign_of
 from slm.engine.verdict import Verdict
 from slm.engine.wire import BEAT_S, Alone, Hub, Line, Spoke
-from slm.errors import LostRankError, SlmError
+from slm.errors import InterruptedRunError, LostRankError, PreemptedError, SlmError
 from slm.log import redact
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Watch:
 
     def leave(self, error: BaseException | None = None) -> None:
         """The main thread is through; with an error, the others are told."""
-        if error is None:
+        if error is None or isinstance(error, PreemptedError | InterruptedRunError):  # all ranks agreed to stop
             self._line.tell({"bye": True})
         elif self.verdict is None:
             words = error.what if isinstance(error, SlmError) else f"{type(error).__name__}: {error}"

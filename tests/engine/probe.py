@@ -19,6 +19,7 @@ from slm.engine.batch import to_micro_batch
 from slm.engine.build import build_engine
 from slm.engine.distributed import find_place, prepare_environment, process_group
 from slm.engine.loop import _forward_backward, loss_weights
+from slm.engine.pulse import Pulse
 from slm.model.lora import trainable
 
 SOURCES = ["a", "b"]
@@ -73,7 +74,8 @@ def main() -> None:
                 engine._config.gradient_accumulation_steps, engine.micro_steps = accumulation, 0
                 batches = [to_micro_batch(own[i : i + size]) for i in range(0, len(own), size)]
                 figures = SimpleNamespace(arrive=lambda: None)
-                run = SimpleNamespace(engine=engine, place=place, sources=SOURCES, figures=figures, anchor=None)
+                facts = {"engine": engine, "place": place, "sources": SOURCES, "figures": figures}
+                run = SimpleNamespace(**facts, anchor=None, pulse=Pulse())
                 sums, _ = _forward_backward(run, batches, {name: weight / total for name, weight in weights.items()})
                 grads = {name: safe_get_full_grad(p).clone() for name, p in trainable(engine.module.lm)}
                 found[packing, accumulation] = sums, grads

@@ -184,7 +184,7 @@ def test_a_stopped_rank_is_found_shows_its_stack_and_is_ended(train, tmp_path):
     out = tmp_path / "asr"
     fault = {"kind": "stop", "step": 6, "ranks": [1]}
     outcome, _ = ended(train, out, fault, watch={"silent_s": 8})
-    assert re.search(r"error: rank 1 on .* gave no sign of life for \d+ s, last in 'forward' of step", outcome.text)
+    assert re.search(r"error: rank 1 on .* gave no sign of life for \d+ s, last in '\w+'", outcome.text)
     assert outcome.status["rank"] == 1 and outcome.status["lost"]
     for rank in range(2):
         assert "loop.py" in (out / "logs" / f"stacks.rank{rank}.txt").read_text(), rank

@@ -21,6 +21,9 @@ from pathlib import Path
 
 import psutil
 
+LEAVE_S = 30.0
+"""What ranks get for leaving by themselves after the first has failed; DeepSpeed's launcher grants the same."""
+
 
 class WarmRun:
     """A job of forked ranks; the part of `subprocess.Popen` that tests use."""
@@ -120,7 +123,7 @@ def _supervise(job: dict) -> None:
             if ended and not code:
                 code, asked = ended, time.monotonic()
                 _signal(running, signal.SIGTERM)
-        elif asked and time.monotonic() - asked > 10:
+        elif asked and time.monotonic() - asked > LEAVE_S:
             _signal(running, signal.SIGKILL)
         if not pid:
             time.sleep(0.005)

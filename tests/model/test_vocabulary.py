@@ -111,7 +111,7 @@ def test_the_units_of_a_speech_artifact_make_the_vocabulary_that_their_tokenizer
 ):
     speech = tmp_path / "speech"
     speech.mkdir()
-    write_json(speech / "speech.json", {"units": dataclasses.asdict(units)})
+    write_json(speech / "speech.json", {"extractor": "mel_kmeans", "vocoder": None, "units": dataclasses.asdict(units)})
     write_manifest(speech, "speech", config={})
     base = str(text_base_of(False))
     expand(ExpandJob(out=str(tmp_path / "a"), model=base, speech=str(speech)))

@@ -171,7 +171,7 @@ def test_the_command_without_a_job_says_how_it_is_used():
     ("arguments", "message"),
     [
         (("none.yaml",), "file not found"),
-        (("data_shards/jobs/tiny.yaml", "job=huge"), "expected one of shards, tiny, got 'huge'"),
+        (("data_shards/jobs/tiny.yaml", "job=huge"), "expected one of codebook, shards, tiny, units, got 'huge'"),
         (
             ("data_shards/jobs/pico.yaml", "corpus.voyces=[en]"),
             "command line: corpus.voyces: unknown key; did you mean",
