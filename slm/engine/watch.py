@@ -40,6 +40,8 @@ MOMENT_S, LAST_S = 0.05, 2.0
 PATIENCE_S = 6.0
 """How long an error that nobody explains waits for a verdict: a lost rank breaks the connections of all others."""
 LOG_LINES = 12
+STACKS_S = 3.0
+"""What a stopped process gets, once it may go on, for writing its stacks."""
 
 
 class Watch:
@@ -223,7 +225,7 @@ def end_stopped(pid: int) -> None:
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGUSR2)
         os.kill(pid, signal.SIGCONT)
-        time.sleep(1.0)
+        time.sleep(STACKS_S)
         os.kill(pid, signal.SIGKILL)
 
 
