@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -137,8 +137,7 @@ class Source:
         """
         found: list[Row] = []
         # Rows that follow each other mostly lie in one window, and are put together in one go.
-        for (epoch, window), part in groupby(map(self.order.locate, numbers), key=_window_of):
-            within = [row for _, _, row in part]
+        for (epoch, window), within in self._located(numbers):
             held = self._window(epoch, window)
             if self.shards.is_remote and not held.next_is_open and 2 * within[-1] >= held.rows:
                 held.next_is_open = True
@@ -147,6 +146,17 @@ class Source:
                 self._window(*_window_of(following))
             found += held.take(within, self.spec.name)
         return found
+
+    def _located(self, numbers: Sequence[int]) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
+        """The windows that rows are in, one after the other, with the rows' numbers in them."""
+        if not numbers:
+            return
+        (*first, begin), (*last, end) = self.order.locate(numbers[0]), self.order.locate(numbers[-1])
+        if first == last and end - begin == len(numbers) - 1 == numbers[-1] - numbers[0]:
+            yield (first[0], first[1]), range(begin, end + 1)  # as nearly always: no need to look for each of them
+            return
+        for key, part in groupby(map(self.order.locate, numbers), key=_window_of):
+            yield key, [row for _, _, row in part]
 
     def lose(self, group: int, damage: DamageError) -> None:
         """Take note of a damaged group.
