@@ -245,7 +245,7 @@ def test_a_node_reads_its_share_of_the_bytes(tmp_path):
     without, with_lanes = shares(1), shares(4)
     assert without.min() > 0.6
     # A lane's stretch may begin and end within a window, which is read whole: little of 100, more of 25.
-    assert with_lanes[:, 0].max() < 0.25 * 1.1 and with_lanes[:, 1].max() < 0.25 * 1.6
+    assert with_lanes[:, 0].max() < 0.25 * 1.1 and with_lanes[:, 1].max() < 0.25 * 1.5
 
 
 def bytes_of_groups(folder) -> int:
@@ -335,4 +335,4 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         windows = one._sources[0]._windows.values()
         assert len(windows) == 3 and all(len(window._groups) <= 4 for window in windows)
     # the longest of 63 windows is longer than that of 7
-    assert peaks[2] < 1.4 * peaks[1]
+    assert peaks[2] < 1.3 * peaks[1]
