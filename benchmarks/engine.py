@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from engine_data import SIZES, Job
-from engine_table import ROOT, Result, machine, other_losses, table, to_repeat, write_page
+from engine_table import Result, machine, other_losses, table, to_repeat
+from page import ROOT, write_section
 
 HERE = Path(__file__).resolve().parent
 TRL = "trl==1.16.0"
@@ -191,7 +192,7 @@ def main() -> int:
             shutil.rmtree(root, ignore_errors=True)
     if not args.no_page:
         command = f"python benchmarks/engine.py --device {args.device} --sizes {' '.join(sizes)}"
-        write_page(tables, command, machine(args.device, TRL))
+        write_section("engine", "\n\n".join([f"`{command}` on {machine(args.device, TRL)}:", *tables]))
     print(*faults, sep="\n", file=sys.stderr)
     return 1 if faults else 0
 

@@ -24,8 +24,8 @@ from engine_data import (
     same_adapters,
     work_of,
 )
+from page import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 Document = tuple[np.ndarray, np.ndarray]
 
 

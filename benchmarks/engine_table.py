@@ -6,14 +6,10 @@ import os
 import platform
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from engine_data import SIZES, Job
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- engine begin -->", "<!-- engine end -->"
 SAME_LOSS = 1e-5
 """Relative difference that the loss after the same documents may have in fp32."""
 REPEAT = 0.5
@@ -177,11 +173,3 @@ def machine(device: str, trl: str) -> str:
     modules = {"torch": torch, "deepspeed": deepspeed, "transformers": transformers, "accelerate": accelerate}
     versions = ", ".join(f"{name} {module.__version__}" for name, module in modules.items())
     return f"{what}; {versions}, {trl.replace('==', ' ')}"
-
-
-def write_page(tables: list[str], command: str, on: str) -> None:
-    """Put the tables between their marks in docs/benchmarks.md."""
-    block = "\n\n".join([f"{BEGIN}\n`{command}` on {on}:", *tables]) + f"\n{END}"
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + block + after)

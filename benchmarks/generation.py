@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from page import PAGE, ROOT, write_section
 
 from slm.eval.metrics import Ratio, unit_errors
 from slm.eval.sets import Item, choose, read_set, set_path
@@ -35,9 +36,6 @@ from slm.model.load import Loaded, load_model
 from slm.stages import RECIPES
 from slm.tokens.chat import end_of_answer, render_prompts
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- generation begin -->", "<!-- generation end -->"
 BATCH = 64
 WANTED = 5.0
 """How many times the tokens a second of answering one by one batches have to reach."""
@@ -197,15 +195,6 @@ def trip_table(found: Sequence[tuple[str, RoundTrip]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(page: Path, text: str) -> None:
-    """Put the tables between their marks; a page without marks gets a section at its end."""
-    content = page.read_text() if page.is_file() else "# Benchmarks\n"
-    if BEGIN not in content:
-        content = f"{content.rstrip()}\n\n## Generation\n\n{BEGIN}\n{END}\n"
-    before, _, rest = content.partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
-
-
 def main() -> None:
     """Race, speak, hear, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,7 +228,7 @@ def main() -> None:
         f"{trip_table(spoken)}"
     )
     print(text)
-    write_page(args.page, text)
+    write_section("generation", text, args.page)
 
 
 if __name__ == "__main__":

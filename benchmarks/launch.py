@@ -26,9 +26,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- launch begin -->", "<!-- launch end -->"
+from page import PAGE, ROOT, write_section
+
 PICO = "ds_configs/pipelines/pico.yaml"
 PAPER = "ds_configs/pipelines/paper.yaml"
 SITE = "ds_configs/sites/example.yaml"
@@ -178,15 +177,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(["| figure | measured | wanted |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def write_page(page: Path, text: str) -> None:
-    """Put the table between its marks; a page without marks gets a section at its end."""
-    content = page.read_text() if page.is_file() else "# Benchmarks\n"
-    if BEGIN not in content:
-        content = f"{content.rstrip()}\n\n## Launching\n\n{BEGIN}\n{END}\n"
-    before, _, rest = content.partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -204,7 +194,7 @@ def main() -> None:
     text = f"`python benchmarks/launch.py` on {cores} CPU cores ({platform.machine()}):\n\n{table(rows)}"
     print(text)
     if set(args.only) == set(MEASURES):
-        write_page(args.page, text)
+        write_section("launch", text, args.page)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from page import PAGE, ROOT, write_section
+
 HERE = Path(__file__).resolve().parent
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- loader begin -->", "<!-- loader end -->"
 
 # torch by itself and first, so that the build is the one that the package index prefers.
 PINS: dict[str, list[list[str]]] = {
@@ -273,15 +272,6 @@ def promise_table(found: dict[str, Any], fill: float, bytes_a_token: float, tenf
     return "\n".join(lines + [f"| {what} | {value} | {wanted} |" for what, value, wanted in rows])
 
 
-def write_page(page: Path, text: str) -> None:
-    """Put the tables between their marks; a page without marks gets a section at its end."""
-    content = page.read_text() if page.is_file() else "# Benchmarks\n"
-    if BEGIN not in content:
-        content = f"{content.rstrip()}\n\n## The loader\n\n{BEGIN}\n{END}\n"
-    before, _, rest = content.partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
-
-
 def main() -> None:
     """Prepare, race, measure, write."""
     names = [contender.name for contender in CONTENDERS]
@@ -307,7 +297,7 @@ def main() -> None:
         f"{promise_table(alone, found['fills']['ours'], bytes_a_token, args.tenfold, args.resume_step)}"
     )
     print(text)
-    write_page(args.page, text)
+    write_section("loader", text, args.page)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from page import write_section
 
 from slm.config.speech import XlsrConfig
 from slm.speech.xlsr import XlsrFeatures, XlsrKMeans, normalise
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- speech begin -->", "<!-- speech end -->"
 RATE = 16_000
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
@@ -202,15 +201,6 @@ def machine(device: str) -> str:
     return f"{torch.get_num_threads()} threads of a CPU ({platform.machine()}), torch {torch.__version__}"
 
 
-def write(text: str, command: str, device: str) -> None:
-    """Put the table into the page, in place of an older one."""
-    page = PAGE.read_text()
-    if BEGIN not in page:
-        page += f"\n## Units of speech\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n`{command}` on {machine(device)}:\n\n{text}\n{END}{rest.partition(END)[2]}")
-
-
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -238,7 +228,8 @@ def main() -> int:
             for lengths in [*([seconds] * count for seconds in plain), mixed]:
                 lines += measure(options, lengths, dtype, Path(scratch))
     if options.write:
-        write("\n".join(lines), " ".join(["python benchmarks/speech.py", *sys.argv[1:]]), options.device)
+        command = " ".join(["python benchmarks/speech.py", *sys.argv[1:]])
+        write_section("speech", "\n".join([f"`{command}` on {machine(options.device)}:", "", *lines]))
     return 0
 
 

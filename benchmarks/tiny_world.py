@@ -17,12 +17,10 @@ import platform
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- tiny-world begin -->", "<!-- tiny-world end -->"
+from page import ROOT, write_section
+
 PIPELINE = "ds_configs/pipelines/chains.yaml"
 STEPS = ("random", "llm", "base", "naive-asr", "naive-tts", "naive-sqa", "replay-asr", "replay-tts", "replay-sqa")
 
@@ -73,16 +71,6 @@ def table(summaries: dict[int, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_page(text: str) -> None:
-    """Put the table between its marks in docs/benchmarks.md."""
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
-    block = f"{BEGIN}\n`python benchmarks/tiny_world.py --seeds N` on {machine}:\n\n{text}\n{END}"
-    page = PAGE.read_text() if PAGE.is_file() else f"# Benchmarks\n\n## The tiny world over seeds\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + block + after)
-
-
 def main() -> None:
     """Run the seeds one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,7 +78,8 @@ def main() -> None:
     args = parser.parse_args()
     text = table({seed: run_seed(seed) for seed in range(args.seeds)})
     print(text)
-    write_page(text)
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
+    write_section("tiny-world", f"`python benchmarks/tiny_world.py --seeds N` on {machine}:\n\n{text}")
 
 
 if __name__ == "__main__":

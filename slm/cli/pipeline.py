@@ -61,46 +61,35 @@ def pipeline(
     """Make everything a pipeline's YAML asks for that is not made yet."""
     from rich.console import Console
 
+    from slm.cli import elsewhere
+    from slm.cli.detach import detach
     from slm.config.duration import parse_duration
     from slm.pipeline.planner import load_pipeline, make_plan
     from slm.pipeline.recovery import Recovery
     from slm.pipeline.run import choose
+    from slm.pipeline.status import show_status
 
     path = need(config, USAGE, "ds_configs/pipelines/*.yaml")
     _check_hosts(where, hostfile, min_hosts)
     limit_s = parse_duration(limit) if limit is not None else None
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     pipe, source = load_pipeline(path, overrides or []), (path, *(overrides or []))
-    if where is not Where.local and not show:
-        from slm.cli import elsewhere
-
-        plan = elsewhere.plan_for(where.value, pipe, source, hostfile)
-    else:
-        plan = make_plan(pipe, source=source)
+    here = where is Where.local or show
+    plan = make_plan(pipe, source=source) if here else elsewhere.plan_for(where.value, pipe, source, hostfile)
     if show:
-        from slm.pipeline.status import show_status
-
         show_status(plan, console)
         return
     chosen = choose(plan, only=only, start=start)
-    if dry_run:
-        if where is Where.slurm:
-            elsewhere.show_scripts(plan, chosen, site)
-        else:
-            _show_commands(plan, chosen, console)
+    if dry_run and where is Where.slurm:
+        elsewhere.show_scripts(plan, chosen, site)
+    elif dry_run:
+        _show_commands(plan, chosen, console)
     elif where is Where.slurm:
         elsewhere.submit(plan, chosen, site, console, again=start is not None)
     elif away:
-        from slm.cli.detach import detach
-
-        options: dict[str, object] = {
-            "--where": where.value,
-            "--hostfile": hostfile,
-            "--site": site,
-            "--only": only,
-            "--from": start,
-        }
-        options |= {"--max-restarts": max_restarts, "--min-hosts": min_hosts, "--time-limit": limit}
+        options: dict[str, object] = {"--where": where.value, "--hostfile": hostfile, "--site": site}
+        options |= {"--only": only, "--from": start, "--max-restarts": max_restarts}
+        options |= {"--min-hosts": min_hosts, "--time-limit": limit}
         detach(plan, options, source, console)
     else:
         recovery = Recovery(max_restarts)

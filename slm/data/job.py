@@ -18,8 +18,7 @@ from slm.data.parts import Record, joined
 from slm.data.samples import Counts, check_dropped
 from slm.data.sources import open_source
 from slm.data.workers import job_tokenizer, make_builder
-from slm.errors import DataError, from_os_error
-from slm.parts import BuildProgress, Part, Plan, Workspace, check_share, make_plan, run_parts
+from slm.parts import BuildProgress, Part, Plan, Workspace, build_share, check_share, make_plan, run_parts
 from slm.parts.workspace import records_left
 
 log = logging.getLogger(__name__)
@@ -48,19 +47,14 @@ def build_shard_set(job: ShardsJob, *, task: tuple[int, int] | None = None, join
         remove(records_left(job.out))
         return False
     space = _workspace(job, inputs)
-    try:
-        if join:
-            plan = space.plan()
-            if plan is None:
-                raise DataError("no part of this set is built yet", where=job.out, mend="run the tasks before --join")
-        else:
-            plan = _planned(job, space, keep_others=task is not None)
-            i, n = task or (0, 1)
-            _build(job, space, plan, [part for part in plan.parts if part.number % n == i])
-        if task is None:
-            _join(job, space, plan, inputs)
-    except OSError as error:
-        raise from_os_error(error, f"building {job.out}") from error
+    build_share(
+        space,
+        task=task,
+        join=join,
+        planned=lambda: _planned(job, space, keep_others=task is not None),
+        build=lambda plan, parts: _build(job, space, plan, parts),
+        close=lambda plan: _join(job, space, plan, inputs),
+    )
     return True
 
 

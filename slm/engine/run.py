@@ -124,8 +124,7 @@ def _train(
             write_status(out, "running", step=state.step, steps=steps)
             callbacks.on_save({"step": state.step, "path": str(path), "seconds": stop.save_s})
 
-    last_good = checkpoints.newest_up_to
-    pulse.step = state.step
+    pulse.step, last_good = state.step, checkpoints.newest_up_to
     figures = Figures(config, place, bf16=use_bf16(config, place))
     run = Run(
         *(config, place, engine, loader, sources, steps, state, callbacks, stop, save, last_good, figures, pulse),

@@ -7,6 +7,7 @@ byte. Knows neither what rows are nor what is made of them.
 from slm.parts.plan import Part, Piece, Plan, Span, make_plan
 from slm.parts.pool import Report, StopBuilding, run_parts
 from slm.parts.progress import BuildProgress
+from slm.parts.share import build_share
 from slm.parts.workspace import Workspace, check_share
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Span",
     "StopBuilding",
     "Workspace",
+    "build_share",
     "check_share",
     "make_plan",
     "run_parts",

@@ -19,8 +19,8 @@ from pathlib import Path
 from slm.artifact import canonical_json, read_json, remove, write_atomic, write_json, write_manifest
 from slm.config.base import to_make
 from slm.config.units import UNITS, UnitsJob
-from slm.errors import DataError, MachineError, from_os_error
-from slm.parts import BuildProgress, Part, Plan, Workspace, check_share, make_plan, run_parts
+from slm.errors import DataError, MachineError
+from slm.parts import BuildProgress, Part, Plan, Workspace, build_share, check_share, make_plan, run_parts
 from slm.parts.workspace import records_left
 from slm.speech.load import EXTRACTORS, SPEECH_FILE
 from slm.speech.unit_builder import STEM, UnitBuilder
@@ -58,19 +58,14 @@ def build_unit_set(job: UnitsJob, *, task: tuple[int, int] | None = None, join: 
         return False
     decides = [job.kind, job.format, canonical_json(job.identity()), inputs]
     space = Workspace(job.out, decides, UnitRecord.from_json, stem=STEM)
-    try:
-        if join:
-            plan = space.plan()
-            if plan is None:
-                raise DataError("no part of this set is built yet", where=job.out, mend="run the tasks before --join")
-        else:
-            plan = _planned(job, space, keep_others=task is not None)
-            i, n = task or (0, 1)
-            _build(job, space, plan, [part for part in plan.parts if part.number % n == i])
-        if task is None:
-            _join(job, space, plan, inputs)
-    except OSError as error:
-        raise from_os_error(error, f"building {job.out}") from error
+    build_share(
+        space,
+        task=task,
+        join=join,
+        planned=lambda: _planned(job, space, keep_others=task is not None),
+        build=lambda plan, parts: _build(job, space, plan, parts),
+        close=lambda plan: _join(job, space, plan, inputs),
+    )
     return True
 
 

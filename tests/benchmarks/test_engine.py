@@ -99,20 +99,6 @@ def test_other_losses_are_a_fault_unless_the_rows_are_others(modules):
     assert tables.deviation(same, ours) == pytest.approx(7.5e-6) and tables.deviation(packed, ours) is None
 
 
-def test_the_page_keeps_what_is_around_the_table(modules, tmp_path, monkeypatch):
-    tables = modules["engine_table"]
-    page = tmp_path / "benchmarks.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    monkeypatch.setattr(tables, "PAGE", page)
-    tables.write_page(["| a |", "| b |"], "command", "machine")
-    tables.write_page(["| a |", "| b |"], "command", "machine")
-    expected = f"before\n{tables.BEGIN}\n`command` on machine:\n\n| a |\n\n| b |\n{tables.END}\nafter\n"
-    assert page.read_text() == expected
-    assert all(
-        mark in (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text() for mark in (tables.BEGIN, tables.END)
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("contenders", "only"), [("cpu", "ZeRO-3"), ("cuda", "chunk 512"), ("cuda", "checkpointing all, micro")]

@@ -1,4 +1,4 @@
-"""The launch benchmark's own parts: what it reads of a run, and where its table goes."""
+"""The launch benchmark's own parts: what it reads of a run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ def launch(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.delitem(sys.modules, "launch", raising=False)
     return __import__("launch")
-
-
-def test_a_table_replaces_the_one_before_and_nothing_else(launch, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("# Benchmarks\n\nbefore\n")
-    for value in ("1 s", "2 s"):
-        launch.write_page(page, launch.table([("a start", value, "≤ 1 s")]))
-        page.write_text(page.read_text().rstrip() + "\nafter\n")
-    text = page.read_text()
-    assert text.count("## Launching") == text.count(launch.BEGIN) == 1 and text.count("after") == 2
-    assert "| a start | 2 s | ≤ 1 s |" in text and "1 s |\n" in text and "| 1 s |" not in text and "before" in text
 
 
 def test_a_line_that_is_being_written_is_no_record_yet(launch, tmp_path):

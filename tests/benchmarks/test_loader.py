@@ -89,18 +89,6 @@ def test_ratios_are_taken_within_a_round(modules, tmp_path):
     assert "| 1.25 × |" not in lines[3]
 
 
-def test_the_tables_go_between_their_marks_and_nowhere_else(modules, tmp_path):
-    loader, _, _ = modules
-    page = tmp_path / "page.md"
-    page.write_text(f"# A\n\n{loader.BEGIN}\nold\n{loader.END}\n\nafter\n")
-    loader.write_page(page, "new")
-    assert page.read_text() == f"# A\n\n{loader.BEGIN}\nnew\n{loader.END}\n\nafter\n"
-    page.write_text("# A\n")
-    loader.write_page(page, "new")
-    assert page.read_text() == f"# A\n\n## The loader\n\n{loader.BEGIN}\nnew\n{loader.END}\n"
-    assert loader.BEGIN in loader.PAGE.read_text()
-
-
 def test_a_folder_that_was_half_written_is_written_again(modules, tmp_path):
     loader, _, _ = modules
     folder, calls = tmp_path / "x", []

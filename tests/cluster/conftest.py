@@ -7,6 +7,7 @@ import os
 import sys
 
 import pytest
+from cluster import hosts as two
 
 RECORD = """#!{python}
 import json, os, subprocess, sys
@@ -41,3 +42,14 @@ def stand_ins(tmp_path_factory, monkeypatch):
     made = StandIns(tmp_path_factory.mktemp("stand-ins"))
     monkeypatch.setenv("PATH", f"{made.folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return made
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    """Two hosts on this machine, each a network namespace with an sshd of its own."""
+    missing = two.what_is_missing()
+    if missing:
+        pytest.skip(missing)
+    started = two.start(tmp_path_factory.mktemp("hosts"))
+    yield started
+    two.stop(started)

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cluster import hosts as two
 from safetensors.torch import load_file
 
 from slm.artifact import read_manifest, read_status, verify
@@ -29,16 +28,6 @@ WITHIN_S = 30.0
 START_S = 240.0
 """How long ranks may take to start: other work may share the machine."""
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    missing = two.what_is_missing()
-    if missing:
-        pytest.skip(missing)
-    started = two.start(tmp_path_factory.mktemp("hosts"))
-    yield started
-    two.stop(started)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import hosts as two
 
 from slm.artifact import read_manifest, verify
 from slm.cluster.environment import write_environment
@@ -18,16 +17,6 @@ from slm.cluster.environment import write_environment
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-a90e-do-not-show"
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
-    missing = two.what_is_missing()
-    if missing:
-        pytest.skip(missing)
-    started = two.start(tmp_path_factory.mktemp("hosts"))
-    yield started
-    two.stop(started)
 
 
 @pytest.fixture(scope="module")

@@ -141,8 +141,8 @@ SSH = ["sh", "-c", "shift 2; exec python3 -", "ssh"]
 """Stands in for ssh: the program that would run on the host runs here."""
 
 
-def test_only_the_steps_own_ranks_and_launchers_are_ended():
-    word = f"out=/tmp/{os.getpid()}/asr"
+def test_only_the_steps_own_ranks_and_launchers_are_ended(tmp_path):
+    word = f"out={tmp_path}/asr"
     sleep = "import time; time.sleep(120)"
     mine = [["-c", sleep, "--local_rank=0", word], ["-c", sleep, "deepspeed.launcher.launch", word]]
     others = [
