@@ -44,8 +44,10 @@ def make_text_tokenizer():
     return tokenizer
 
 
-def make_base(folder: Path, tokenizer_folder: Path, *, tied: bool = False, layers: int = 2, seed: int = 0) -> Path:
-    """A random Llama of width 32 with a row for every token, as a `base` artifact."""
+def make_base(
+    folder: Path, tokenizer_folder: Path, *, tied: bool = False, layers: int = 2, seed: int = 0, width: int = 32
+) -> Path:
+    """A random Llama with a row for every token, as a `base` artifact."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from slm.artifact import write_manifest
@@ -55,8 +57,8 @@ def make_base(folder: Path, tokenizer_folder: Path, *, tied: bool = False, layer
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 8) * 8,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

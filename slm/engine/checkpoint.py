@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from slm.engine.pickles import require_known_pickles
 from slm.engine.read_back import require_same_parameters, require_written
 from slm.engine.reshard import load_resharded
 from slm.engine.state import TrainState
+from slm.engine.swapped import is_swapped, load_swapped, save_swapped, without_swap_files
 from slm.engine.table_files import load_tables, save_tables
 from slm.engine.tables import tables_of
 from slm.engine.writes import explain_write, guarded_writes, sync
@@ -91,8 +93,11 @@ class Checkpoints:
             scratch.mkdir(parents=True)
 
     def _write(self, engine: Any, state: TrainState, scratch: Path, lora: bool) -> None:
-        with guarded_writes(engine):
+        swapped = is_swapped(engine)
+        with guarded_writes(engine), without_swap_files(engine) if swapped else nullcontext():
             engine.save_checkpoint(str(scratch), tag=TAG, save_latest=False, exclude_frozen_parameters=lora)
+        if swapped:
+            save_swapped(engine, scratch, self.place.rank)
         tables = tables_of(engine)
         if tables is not None:
             save_tables(tables, scratch)
@@ -106,7 +111,7 @@ class Checkpoints:
         require_written(engine, scratch, TAG)
         if self.place.is_main:
             facts = {"world_size": self.place.world_size, "zero_stage": engine.zero_optimization_stage()}
-            write_json(scratch / "state.json", {**state.to_json(), **facts})
+            write_json(scratch / "state.json", {**state.to_json(), **facts, "swapped": swapped})
 
     def _hash_share(self, scratch: Path) -> dict[str, dict[str, Any]]:
         """Manifest entries of this rank's share of the files: hashing and flushing take as long as writing."""
@@ -242,8 +247,8 @@ class Checkpoints:
         drawn from a new state that `seed`, step and rank decide.
 
         Raises:
-            CheckpointError: another ZeRO stage or other trained parameters, optimizer states on NVMe, pickles that are
-                not DeepSpeed's, or DeepSpeed found nothing to load.
+            CheckpointError: another ZeRO stage or other trained parameters, pickles that are not DeepSpeed's,
+                or DeepSpeed found nothing to load.
         """
         saved = json.loads((path / "state.json").read_text())
         world_size, zero_stage = saved.pop("world_size"), saved.pop("zero_stage")
@@ -254,31 +259,45 @@ class Checkpoints:
                 where=str(path),
                 mend="give the same ZeRO stage, or begin anew in another out",
             )
-        if getattr(engine.optimizer, "swap_optimizer", False):
-            # It copies its swap files back, but the new engine begins with fresh moments and step counters.
+        swapped = saved.pop("swapped", False)
+        if swapped != is_swapped(engine):
             raise CheckpointError(
-                "DeepSpeed 0.19.8 can't continue optimizer states that are on NVMe",
+                f"the checkpoint was saved with optimizer states {'on NVMe' if swapped else 'in memory'}",
                 where=str(path),
-                mend="begin anew in another out, with offload_optimizer on the cpu if it has to survive a stop",
+                mend="continue it with the DeepSpeed JSON that it was started with",
             )
         together(lambda: require_known_pickles(path, self.place.rank, self.place.world_size))
         load_tables(tables_of(engine), path)
         state = TrainState(**saved)
-        if world_size != self.place.world_size:
-            log.info("%s was saved by %d ranks, this job has %d: resharding", path, world_size, self.place.world_size)
-            load_resharded(engine, path, TAG, self.place)
-            torch.manual_seed(int(digest([seed, state.step, self.place.rank])[:15], 16))
+        if world_size == self.place.world_size:
+            self._load_same(engine, path)
             return state
-        # Frozen weights are not in the file (they come from the base), hence not strict.
-        loaded, also = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=False)
-        if loaded is None:
-            raise CheckpointError("deepspeed found no checkpoint in the folder", where=str(path))
+        if swapped:
+            raise CheckpointError(
+                f"the checkpoint was saved by {world_size} ranks with optimizer states on NVMe, this job has "
+                f"{self.place.world_size}: such states are not resharded",
+                where=str(path),
+                mend=f"continue it with {world_size} ranks",
+            )
+        log.info("%s was saved by %d ranks, this job has %d: resharding", path, world_size, self.place.world_size)
+        load_resharded(engine, path, TAG, self.place)
+        torch.manual_seed(int(digest([seed, state.step, self.place.rank])[:15], 16))
+        return state
+
+    def _load_same(self, engine: Any, path: Path) -> None:
+        """Weights, optimizer and random state that as many ranks saved."""
+        if is_swapped(engine):
+            also = load_swapped(engine, path, TAG, self.place.rank)
+        else:
+            # Frozen weights are not in the file (they come from the base), hence not strict.
+            loaded, also = engine.load_checkpoint(str(path), tag=TAG, load_module_strict=False)
+            if loaded is None:
+                raise CheckpointError("deepspeed found no checkpoint in the folder", where=str(path))
         require_same_parameters(engine, also, path)
         random_state = torch.load(path / f"random_rank{self.place.rank}.pt", weights_only=True)
         torch.set_rng_state(random_state["torch"])
         if "device" in random_state:
             torch.cuda.set_rng_state(random_state["device"], self.place.device)
-        return state
 
     def _is_other(self, manifest: Manifest) -> bool:
         return canonical_json(manifest.config) != canonical_json(self.identity)

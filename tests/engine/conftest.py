@@ -125,12 +125,23 @@ def train(tmp_path_factory, pico_base, shards, zygote):
     """Run `launcher/train.py`: `train(out, ranks=2, launcher="warm", **settings)`.
 
     `launcher` is `warm` (forked ranks, in a second), or `python`, `torchrun`, `deepspeed`: the real ones.
-    `fault` is one of `faults.py`, for warm ranks; `limit` is a time limit, `port` where ranks meet.
+    `fault` is one of `faults.py`, for warm ranks; `limit` is a time limit, `port` where ranks meet. No operator may be
+    compiled, but into `operators`.
     """
     extensions = tmp_path_factory.mktemp("extensions")
 
     def run(
-        out, *, ranks=2, launcher="warm", file_limit=None, wait=True, fault=None, limit=None, port=None, **settings
+        out,
+        *,
+        ranks=2,
+        launcher="warm",
+        file_limit=None,
+        wait=True,
+        fault=None,
+        limit=None,
+        port=None,
+        operators=None,
+        **settings,
     ):
         out = Path(out)
         file = tmp_path_factory.mktemp("config") / f"{out.name}.yaml"
@@ -139,10 +150,9 @@ def train(tmp_path_factory, pico_base, shards, zygote):
         script += ["--time-limit", limit] if limit is not None else []
         env = {
             **os.environ,
-            "TORCH_EXTENSIONS_DIR": str(extensions),
+            "TORCH_EXTENSIONS_DIR": str(operators or extensions),
             "OMP_NUM_THREADS": "1",
-            "CXX": "false",
-            "CC": "false",
+            **({} if operators else {"CXX": "false", "CC": "false"}),
             **({"TEST_FAULT": json.dumps(fault)} if fault else {}),
         }
         if launcher == "warm":

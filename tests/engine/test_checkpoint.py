@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,14 +93,6 @@ def test_a_newer_format_is_never_passed_over(checkpoints):
     for act in (checkpoints.newest_valid, lambda: checkpoints.settle_others(finished=False)):
         with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, this program reads up to {FORMAT}"):
             act()
-
-
-def test_optimizer_states_on_nvme_are_not_continued_with_fresh_moments(checkpoints):
-    path = publish(checkpoints, 1)
-    write_json(path / "state.json", {"world_size": 1, "zero_stage": 3})
-    engine = SimpleNamespace(optimizer=SimpleNamespace(swap_optimizer=True), zero_optimization_stage=lambda: 3)
-    with pytest.raises(CheckpointError, match="can't continue optimizer states that are on NVMe"):
-        checkpoints.load(engine, path, seed=0)
 
 
 def test_a_folder_from_elsewhere_has_no_manifest_and_is_not_opened(checkpoints, tmp_path, caplog):
