@@ -198,8 +198,8 @@ def job_id(printed: str) -> str:
 
 
 def squeue_argv(ids: Sequence[str]) -> list[str]:
-    """Which of the jobs are still queued or running: their ids, a line each."""
-    return ["squeue", "--noheader", "--format=%A", f"--jobs={','.join(ids)}"]
+    """The jobs that are still queued or running: id, state and reason, a line each; the tasks of an array share one."""
+    return ["squeue", "--noheader", "--format=%A %T %r", f"--jobs={','.join(ids)}"]
 
 
 def doctor_argv(site: SiteConfig) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slm.artifact import write_atomic
 from slm.cluster.environment import FILE, forwarded, read_environment, write_environment
-from slm.cluster.slurm import BatchJob, Place, Task, job_id, sbatch_argv, script, squeue_argv
+from slm.cluster.slurm import BatchJob, Place, Task, job_id, sbatch_argv, script
 from slm.config.evaluation import EvalJob
 from slm.config.site import Kind, SiteConfig
 from slm.errors import MachineError
@@ -18,6 +18,7 @@ from slm.pipeline import commands
 from slm.pipeline.graph import Plan, Step, states
 from slm.pipeline.lock import RunLock
 from slm.pipeline.planner import find_config
+from slm.pipeline.queue import queued
 from slm.pipeline.record import Record, read_record
 
 FOLDER = "slurm"
@@ -94,12 +95,8 @@ def submit(plan: Plan, chosen: Collection[str], site: SiteConfig, say: Callable[
 
 
 def _refuse_while_queued(plan: Plan) -> None:
-    known = list(read_record(plan.folder).get("slurm", {}).values())
-    if not known:
-        return
-    done = subprocess.run(squeue_argv(known), capture_output=True, text=True)
-    alive = sorted({*done.stdout.split()} & {*known}, key=int) if done.returncode == 0 else []
-    if alive:  # squeue fails when it has forgotten all of them
+    alive = sorted(queued(list(read_record(plan.folder).get("slurm", {}).values())), key=int)
+    if alive:
         raise MachineError(
             f"{len(alive)} jobs of this run still wait or run",
             where=str(plan.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -10,8 +11,9 @@ from rich.table import Table
 
 from slm.artifact import read_status
 from slm.pipeline.child import METRICS, last_record
-from slm.pipeline.graph import Plan, states
+from slm.pipeline.graph import Plan, Step, states
 from slm.pipeline.lock import holder, is_held
+from slm.pipeline.queue import Queued, queued
 from slm.pipeline.record import read_record
 from slm.pipeline.view import clock, describe
 
@@ -19,6 +21,7 @@ MARKS = {
     "done": "[green]✓ done[/]",
     "running": "[cyan]▶ running[/]",
     "stale": "[yellow]~ stale[/]",
+    "queued": "[cyan]… queued[/]",
     "partial": "[yellow]◐ begun[/]",
     "failed": "[red]✗ failed[/]",
     "missing": "[dim]· to do[/]",
@@ -42,6 +45,7 @@ def rows(plan: Plan) -> list[Row]:
     kept = read_record(plan.folder)
     record = {entry["name"]: entry for entry in kept.get("steps", [])}
     jobs: dict[str, str] = kept.get("slurm", {})
+    alive = queued(list(jobs.values()))
     held = is_held(plan.folder)
     found = []
     for step, state in zip(plan.steps, states(plan).values(), strict=True):
@@ -56,10 +60,23 @@ def rows(plan: Plan) -> list[Row]:
             status = read_status(step.folder) or {}
             if status.get("steps"):
                 why = f"{status['state']} at step {status['step']} of {status['steps']}; continues"
-        if word != "done" and step.name in jobs:
-            why = f"SLURM job {jobs[step.name]}" + (f"; {why}" if why else "")
+        if word != "done":
+            word, why = _in_the_queue(step, word, why, jobs, alive)
         found.append(Row(step.name, step.kind, word, why, float(entry.get("seconds", 0.0))))
     return found
+
+
+def _in_the_queue(
+    step: Step, word: str, why: str, jobs: Mapping[str, str], alive: Mapping[str, Queued]
+) -> tuple[str, str]:
+    """State and reason with SLURM's word: of the step's job, or of the array before it."""
+    mine = [jobs[name] for name in (f"{step.name}.shares", f"{step.name}.models", step.name) if name in jobs]
+    for number in mine:
+        if number in alive:
+            job = alive[number]
+            told = describe(last_record(step.folder / METRICS)) if job.runs and step.kind == "train" else ""
+            return "running" if job.runs else "queued", f"SLURM job {number}: {job}" + (f"; {told}" if told else "")
+    return word, "; ".join(filter(None, [f"SLURM job {mine[-1]}" if mine else "", why]))
 
 
 def show_status(plan: Plan, console: Console) -> None:

@@ -83,7 +83,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def settings_of(out: Path, base: Path, shards: dict[str, str], **settings) -> dict:
+def settings_of(out: Path, base: Path, shards: dict[str, str], /, **settings) -> dict:
     """A stage's YAML: pico defaults, some of them settable by a short name, the rest by their own key."""
     stage = settings.pop("stage", "asr")
     return {

@@ -126,7 +126,7 @@ def test_the_dry_run_for_slurm_is_scripts_that_bash_reads_and_needs_no_torch(tmp
 
 def test_every_step_is_submitted_after_those_it_needs_and_no_secret_is_shown(tmp_path, capsys, stand_in, monkeypatch):
     stand_in("sbatch", SBATCH.format(log=str(tmp_path / "calls.jsonl")))
-    stand_in("squeue", "print('103')")
+    stand_in("squeue", "print('101 RUNNING None'); print('103 PENDING Dependency')")
     secrets = tmp_path / "secrets"
     secrets.write_text(f"OUR_PASSWORD='{CANARY}'\n")
     secrets.chmod(0o600)
@@ -151,11 +151,16 @@ def test_every_step_is_submitted_after_those_it_needs_and_no_secret_is_shown(tmp
     assert len(others) >= 22 and not [path for path in others if CANARY in path.read_text()]
     assert CANARY not in shown + json.dumps(calls)
 
-    assert main(argv) == 4  # squeue still knows one of them
-    assert "scancel 103" in capsys.readouterr().err
+    assert main(argv) == 4  # squeue still knows two of them
+    assert "scancel 101 103" in capsys.readouterr().err
+    assert main(["status", str(run)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if "▶ running" in line] == ["1 data data ▶ running SLURM job 101: running"]
+    assert [line.split("SLURM")[1] for line in lines if "… queued" in line] == [" job 103: pending (Dependency)"]
     stand_in("squeue", "sys.exit(1)")
     assert main([*argv, "--only", "data"]) == 0
-    assert main(["status", str(run)]) in (0, 2)
+    assert main(["status", str(run)]) == 0
+    assert "running" not in capsys.readouterr().out
 
 
 def test_shares_of_a_shard_set_are_an_array_whose_end_the_step_awaits(tmp_path, capsys, stand_in):
