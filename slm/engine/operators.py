@@ -8,6 +8,7 @@ network disk, where the builder may be another host, it must also have stood for
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import shutil
@@ -57,7 +58,7 @@ def clear_stale_locks(folder: Path) -> list[Path]:
 
 def _open_files() -> Iterator[str]:
     """Files that processes of this host hold open, as far as they can be seen."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+    for link in glob.glob("/proc/[0-9]*/fd/*"):  # pathlib's raises when a process ends meanwhile
         with contextlib.suppress(OSError):
             yield os.readlink(link)
 

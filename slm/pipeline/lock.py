@@ -8,6 +8,7 @@ ends children that outlived their pipeline, because two processes in one step wo
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -105,7 +106,7 @@ def processes(token: str) -> list[int]:
     """Processes of this machine that carry the token or `token.…` (Linux; elsewhere none are found)."""
     mark = f"{TOKEN}={token}".encode()
     found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
+    for environ in map(Path, glob.glob("/proc/[0-9]*/environ")):  # pathlib's raises when a process ends meanwhile
         try:
             variables = environ.read_bytes().split(b"\0")
             if any(variable == mark or variable.startswith(mark + b".") for variable in variables):

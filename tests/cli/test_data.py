@@ -212,6 +212,7 @@ def test_mix_of_a_stage_with_replay_overrides_and_overlay(plain_set, tmp_path, c
     overlay = tmp_path / "replay.yaml"
     overlay.write_text(f"replay:\n  - {{shards: {old}, ratio: 0.25}}\n")
     argv = ["data", "mix", *MIX, f"data.shards={plain_set}", "duration.steps=50", "--with", str(overlay)]
+    argv.append(f"model.base={tmp_path}/none")
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "50 steps of 4 rows of 128 tokens: 200 rows" in out

@@ -31,6 +31,8 @@ def disk(tmp_path_factory):
     (folder / "zero3_nvme.json").write_text(json.dumps(values))
     operators = os.environ.get("SLM_TEST_OPERATORS") or folder / "operators"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(operators))
+        AsyncIOBuilder().load(verbose=False)  # minutes of compiling, here and not within a run's time limit
         patch.setenv("SLM_NVME", str(folder / "disk"))
         yield {"zero": str(folder / "zero3_nvme.json"), "operators": operators}
 

@@ -148,6 +148,25 @@ def test_a_lock_without_a_builder_is_cleared_and_one_with_is_not(tmp_path, caplo
     assert clear_stale_locks(tmp_path) == [live]
 
 
+def test_a_process_that_ends_while_open_files_are_listed_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "op").mkdir()
+    lock = tmp_path / "op" / "lock"
+    lock.touch()
+    gone = f"/proc/{os.getpid()}/fd"
+
+    def ended(look):
+        def found(path, *arguments, **options):
+            if str(path) == gone:
+                raise ProcessLookupError(3, "No such process", gone)
+            return look(path, *arguments, **options)
+
+        return found
+
+    for name in ("stat", "lstat", "scandir"):
+        monkeypatch.setattr(os, name, ended(getattr(os, name)))
+    assert clear_stale_locks(tmp_path) == [lock]
+
+
 def test_a_lock_on_a_network_disk_is_given_time(tmp_path, monkeypatch):
     lock = tmp_path / "op" / "lock"
     lock.parent.mkdir()
