@@ -21,7 +21,7 @@ EXTRAS = {
         *("ruff>=0.9", "mypy>=1.13", "types-PyYAML"),
     ],
 }
-# a page in the browser brings a web server with it, and holds back pillow: asked for by name only
+# a page in the browser brings a web server with it: asked for by name only
 EVERYTHING = sorted({need for name, needs in EXTRAS.items() if name not in ("dev", "demo") for need in needs})
 
 setup(
