@@ -53,8 +53,9 @@ def test_a_killed_and_resumed_run_on_nvme_is_the_straight_run(train, disk, base,
     found = weights(straight)
     assert list(Path(os.environ["SLM_NVME"]).rglob("*.swp")), "nothing was ever on the disk"
     plain = weights(train(tmp_path / "plain", base=base, **STEPS))
-    for name, value in plain.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    # Adam turns gradients near zero, summed in another order, into whole steps: single numbers differ, matrices do not
+    apart = {name: float((found[name] - value).norm() / value.norm()) for name, value in plain.items()}
+    assert max(apart.values()) < 2e-5, apart
     out = tmp_path / "llm"
     killed = train(out, base=base, fault={"kind": "backward", "step": 3, "ranks": [0, 1]}, **disk, **STEPS)
     assert killed.code != 0 and (out / "checkpoints" / "step_000002").is_dir(), killed.text
