@@ -105,6 +105,7 @@ def open_run(job: Job, config: Any, place: Any, documents: list[Document]) -> An
     from slm.engine.figures import Figures
     from slm.engine.loop import Run
     from slm.engine.preemption import StopRequest
+    from slm.engine.pulse import Pulse
     from slm.engine.state import TrainState
 
     engine, _ = build_engine(config, place)
@@ -122,6 +123,7 @@ def open_run(job: Job, config: Any, place: Any, documents: list[Document]) -> An
         save=lambda best: None,
         last_good=lambda step: None,
         figures=Figures(config, place, bf16=use_bf16(config, place)),
+        pulse=Pulse(),
     )
 
 
