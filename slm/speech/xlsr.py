@@ -31,6 +31,8 @@ NETWORK_FOLDER = "xlsr"
 WEIGHTS_FILE = "model.safetensors"
 CENTROIDS_FILE = "centroids.npy"
 NORM_EPS = 1e-5
+PADDED = 1.2
+"""Seconds through the network, padding included, for a second heard, at most: more costs what batches save."""
 DISTANCES = 1 << 25
 """Distances to centroids that are held at once."""
 
@@ -121,14 +123,17 @@ class XlsrFeatures:
             yield _Piece(number, begin * hop, (end - 1) * hop + field, first - begin, last - begin)
 
     def _batches(self, pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-        """Pieces of similar length, so many that they fit in `batch_s` with their padding."""
-        room = self.config.batch_s * SAMPLE_RATE
+        """Pieces of similar length, so many that they fit in `batch_s` with their padding, of which there is little."""
+        room, heard = self.config.batch_s * SAMPLE_RATE, 0
         batch: list[_Piece] = []
         for piece in sorted(pieces, key=lambda piece: (piece.start - piece.stop, piece.wave, piece.start)):
-            if batch and (batch[0].stop - batch[0].start) * (len(batch) + 1) > room:
+            length = piece.stop - piece.start
+            padded = (batch[0].stop - batch[0].start) * (len(batch) + 1) if batch else 0
+            if padded > min(room, PADDED * (heard + length)):
                 yield batch
-                batch = []
+                batch, heard = [], 0
             batch.append(piece)
+            heard += length
         if batch:
             yield batch
 

@@ -55,7 +55,8 @@ def test_layers_after_the_cut_are_never_read(checkpoints, tmp_path):
         Network.load(whole, 4, "cpu")
 
 
-def test_a_batch_gives_what_one_by_one_gives(extractor, recorded):
+def test_a_batch_gives_what_one_by_one_gives(extractor, recorded, monkeypatch):
+    monkeypatch.setattr("slm.speech.xlsr.PADDED", 99.0)  # all in one, from 0.3 to 2.2 seconds
     waves = [*heard(recorded), noise(1.7), noise(0.3, 1), noise(2.2, 2)]
     together = extractor.features(waves)
     for wave, found in zip(waves, together, strict=True):
@@ -63,6 +64,18 @@ def test_a_batch_gives_what_one_by_one_gives(extractor, recorded):
         np.testing.assert_allclose(found, alone, atol=2e-5, rtol=0)
     for found, wave in zip(extractor.units(waves), waves, strict=True):
         np.testing.assert_array_equal(found, extractor.units([wave])[0])
+
+
+def test_little_of_a_batch_is_padding(converted):
+    source = reopened(converted)
+    lengths = np.random.default_rng(3).uniform(0.3, 9.0, 40)
+    pieces = [piece for number, seconds in enumerate(lengths) for piece in source._pieces(number, noise(seconds))]
+    found = list(source._batches(pieces))
+    assert sorted(piece.wave for batch in found for piece in batch) == list(range(40))
+    for batch in found:
+        sizes = [piece.stop - piece.start for piece in batch]
+        assert len(sizes) * max(sizes) <= 1.2 * sum(sizes)
+    assert len(found) < 15
 
 
 def test_batches_hold_no_more_than_batch_s_and_change_no_unit(converted, recorded):
