@@ -87,9 +87,8 @@ def pipeline(
     elif where is Where.slurm:
         elsewhere.submit(plan, chosen, site, console, again=start is not None)
     elif away:
-        options: dict[str, object] = {"--where": where.value, "--hostfile": hostfile, "--site": site}
-        options |= {"--only": only, "--from": start, "--max-restarts": max_restarts}
-        options |= {"--min-hosts": min_hosts, "--time-limit": limit}
+        options: dict[str, object] = {"--where": where.value, "--hostfile": hostfile, "--site": site, "--only": only}
+        options |= {"--from": start, "--max-restarts": max_restarts, "--min-hosts": min_hosts, "--time-limit": limit}
         detach(plan, options, source, console)
     else:
         recovery = Recovery(max_restarts)
