@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from slm.errors import MachineError, SlmError, from_os_error
+from slm.errors import LostRankError, MachineError, SlmError, from_os_error
 
 Found = TypeVar("Found")
 
@@ -105,10 +105,14 @@ def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise _explain_meeting(error) from error
+    lost = False
     try:
         yield
+    except LostRankError:
+        lost = True  # taking the group apart may wait for the rank that is gone, and the error would never be said
+        raise
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not lost:
             dist.destroy_process_group()
 
 

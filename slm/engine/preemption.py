@@ -87,6 +87,9 @@ def time_left(end: float | None, environment: Mapping[str, str]) -> float | None
 def stop_request(folder: Path, *, watch_file: bool, end: float | None = None) -> Iterator[StopRequest]:
     """Catch SIGTERM, SIGUSR1 and SIGINT for the length of the block.
 
+    When an error leaves it, SIGTERM and SIGUSR1 stay without effect: launchers send them to the ranks that are left,
+    which then still have to say what happened. The process ends soon, or SIGKILL follows.
+
     Args:
         watch_file: this rank looks for the file and at the clock: the main rank.
         end: see `time_left`.
@@ -98,6 +101,8 @@ def stop_request(folder: Path, *, watch_file: bool, end: float | None = None) ->
     before = {number: signal.signal(number, request._on_signal) for number in caught}
     try:
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except BaseException:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        raise
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -76,11 +76,16 @@ def train(config: StageConfig, command: str = "", end: float | None = None) -> i
     except BaseException as error:
         if not isinstance(error, SlmError | SystemExit | KeyboardInterrupt):
             log.error("ended by an error", exc_info=error, extra=FILE_ONLY)
-        if not place.is_main and isinstance(error, SlmError) and _told_by_main(out, error):
+        if not place.is_main and _is_of_all(error) and _told_by_main(out, error):
             raise SystemExit(error.exit_code) from None  # all ranks met it; one message is enough
         _record_failure(out, place, error)
         raise
     return 0
+
+
+def _is_of_all(error: BaseException) -> TypeGuard[SlmError]:
+    """Whether every rank may have met it. Who speaks of a lost rank is settled by the watch."""
+    return isinstance(error, SlmError) and not isinstance(error, LostRankError)
 
 
 def _check_vocabulary(config: StageConfig) -> None:

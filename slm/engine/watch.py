@@ -116,10 +116,11 @@ class Watch:
         faulthandler.dump_traceback(self._stacks, all_threads=True)
         if verdict.kind == "silent" and self._is_beside(verdict.sign):
             end_stopped(verdict.sign.pid)
-        if not self._leaving.wait(GRACE_S) and self._speaks:
+        if self._leaving.wait(GRACE_S):
+            time.sleep(GRACE_S)  # leaving can hang too: in the process group's own end
+        elif self._speaks:
             sys.stderr.write(redact(f"error: {self.error(verdict)}\n"))
             sys.stderr.flush()
-        time.sleep(GRACE_S)  # leaving can hang too: in the process group's own end
         os._exit(LostRankError.exit_code)
 
     def _is_beside(self, sign: Sign) -> bool:

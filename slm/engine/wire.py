@@ -80,6 +80,12 @@ def brought_up(sign: Sign, own: Sign) -> Sign:
     return replace(sign, phase=own.phase, step=own.step) if own.count > sign.count else sign
 
 
+def patience(sign: Sign, own: Sign) -> float:
+    """Factor on how long a rank may be silent: one that took steps with the observer is past its start, whatever the
+    last was that it said of itself."""
+    return 1.0 if own.longest_step_s else sign.patience
+
+
 class Line:
     """What both ends share: a turn handles what has arrived and, when it is time, tells a sign.
 
@@ -208,13 +214,14 @@ class Hub(Line):
 
     def _at_beat(self, elapsed: float) -> Verdict | None:
         self.tell({"beat": True})
+        own = self.own()
         present = [peer for peer in self._peers.values() if not peer.left]
         for peer in present:
             peer.silence.add(elapsed)
-        silent = max(present, key=lambda peer: peer.silence.seconds / peer.sign.patience, default=None)
-        if silent is not None and silent.silence.seconds > self.silent_s * silent.sign.patience:
-            return Verdict("silent", silent.sign, f"{silent.silence.seconds:.0f} s")
-        return find_hung([self.own(), *(peer.sign for peer in present)], self.stuck_s)
+        silent = max(present, key=lambda peer: peer.silence.seconds / patience(peer.sign, own), default=None)
+        if silent is not None and silent.silence.seconds > self.silent_s * patience(silent.sign, own):
+            return Verdict("silent", brought_up(silent.sign, own), f"{silent.silence.seconds:.0f} s")
+        return find_hung([own, *(peer.sign for peer in present)], self.stuck_s)
 
 
 class Spoke(Line):
@@ -264,11 +271,11 @@ class Spoke(Line):
         return None
 
     def _at_beat(self, elapsed: float) -> Verdict | None:
-        self.tell({"sign": vars(self.own())})
+        own = self.own()
+        self.tell({"sign": vars(own)})
         self._silence.add(elapsed)
-        first = self._of_first()
-        if self._silence.seconds > self.silent_s * first.patience and not self._released:
-            return Verdict("silent", first, f"{self._silence.seconds:.0f} s")
+        if self._silence.seconds > self.silent_s * patience(self._first, own) and not self._released:
+            return Verdict("silent", self._of_first(), f"{self._silence.seconds:.0f} s")
         return None
 
     def _of_first(self) -> Sign:

@@ -11,7 +11,7 @@ import pytest
 
 from slm.engine.pulse import STEPPING, Pulse, Sign, sign_of
 from slm.engine.verdict import LASTING_S, OUTSIDE_S, Verdict, allowed_s, find_hung
-from slm.engine.wire import BEAT_S, Hub, Silence, Spoke
+from slm.engine.wire import BEAT_S, Hub, Silence, Spoke, patience
 
 FIRST = {"steps": 200, "every": 4, "seed": 1}
 
@@ -55,6 +55,13 @@ def test_how_long_ranks_may_stand_still():
 
 def test_before_the_first_step_a_rank_may_be_silent_for_longer():
     assert sign(0, phase="building the model").patience == 4 and sign(0, phase="saving").patience == 1
+
+
+def test_who_took_steps_with_others_is_past_its_start_whatever_it_said_last():
+    """Steps of some milliseconds: a rank that stops in its twentieth last said that it was starting."""
+    last = sign(1, phase="resuming")
+    assert patience(last, sign(0, longest_step_s=0.1)) == 1.0
+    assert patience(last, sign(0, longest_step_s=0.0)) == 4.0
 
 
 def test_a_process_that_was_asleep_itself_blames_nobody():
