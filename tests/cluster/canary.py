@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ def command_lines_with(secret: str) -> Iterator[set[str]]:
 
     def watch() -> None:
         while not stop.wait(0.1):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
+            for path in glob.glob("/proc/[0-9]*/cmdline"):  # pathlib's raises when a process ends meanwhile
                 try:
-                    text = path.read_bytes()
+                    text = Path(path).read_bytes()
                 except OSError:
                     continue  # it has ended
                 if secret.encode() in text:

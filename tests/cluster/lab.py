@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import re
 import shutil
@@ -176,7 +177,7 @@ def _left(lab: Lab) -> list[int]:
     """Processes of this cluster that outlived it: steps' own daemons, and what they had started."""
     mark = f"SLURM_CONF={lab.folder / 'slurm.conf'}".encode()
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in map(Path, glob.glob("/proc/[0-9]*/environ")):  # pathlib's raises when a process ends meanwhile
         try:
             if mark in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))

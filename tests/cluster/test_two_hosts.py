@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
+from cluster.canary import command_lines_with
 
 from slm.artifact import read_manifest, verify
 from slm.cluster.environment import write_environment
@@ -65,18 +65,6 @@ def test_the_doctor_finds_a_dead_host_and_too_many_slots(hosts, tmp_path):
     assert code == 4 and {("10.77.0.99", "reachable"), (hosts.names[0], "devices")} <= red
 
 
-def watch(stop, seen):
-    """Collect the command lines of every process of this machine until told to stop."""
-    while not stop.wait(0.05):
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                text = path.read_bytes()
-            except OSError:
-                continue
-            if CANARY.encode() in text:
-                seen.add(text)
-
-
 def test_a_stage_trains_on_two_hosts_through_pdsh(hosts, tmp_path, pico_base, shards):
     """With the variables in a file of mode 0600, and nothing of them on any command line or in any log."""
     out = tmp_path / "run" / "llm"
@@ -96,16 +84,10 @@ def test_a_stage_trains_on_two_hosts_through_pdsh(hosts, tmp_path, pico_base, sh
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     launcher = [deepspeed, "--hostfile", str(hosts.hostfile), "--force_multi", "--master_addr", hosts.names[0]]
     script = ["launcher/train.py", "--env-file", str(env_file), "--config", str(tmp_path / "stage.yaml")]
-    stop, seen = threading.Event(), set[bytes]()
-    watcher = threading.Thread(target=watch, args=(stop, seen))
-    watcher.start()
-    try:
+    with command_lines_with(CANARY) as seen:
         done = hosts.run(
             [*launcher, "--master_port", "29611", *script], cwd=ROOT, PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu"
         )
-    finally:
-        stop.set()
-        watcher.join()
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     verify(out)
