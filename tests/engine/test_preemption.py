@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
 
 from slm.engine.distributed import prepare_environment
-from slm.engine.preemption import NONE, PREEMPT, StopRequest, time_left
+from slm.engine.preemption import NONE, PREEMPT, StopRequest, stop_request, time_left
 
 
 def test_a_time_limit_is_near_when_two_steps_and_two_checkpoints_no_longer_fit(tmp_path):
@@ -23,6 +24,30 @@ def test_a_time_limit_is_near_when_two_steps_and_two_checkpoints_no_longer_fit(t
 def test_a_short_limit_keeps_a_tenth_of_it_free(tmp_path):
     assert StopRequest(tmp_path, watch_file=True, time_left_s=10.0).check(step_s=4.0) == NONE
     assert StopRequest(tmp_path, watch_file=True, time_left_s=10.0).check(step_s=4.6) == PREEMPT
+
+
+@pytest.fixture
+def handlers():
+    """What signals did before a test, they do after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_launchers_signal_does_not_cut_the_words_of_a_rank_that_fails(tmp_path, handlers):
+    with pytest.raises(ZeroDivisionError), stop_request(tmp_path, watch_file=False):
+        raise ZeroDivisionError
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGINT) == handlers[signal.SIGINT], "Ctrl-C still ends it"
+
+
+def test_after_a_run_signals_do_what_they_did_before(tmp_path, handlers):
+    with stop_request(tmp_path, watch_file=False) as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.check() == PREEMPT
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
 def test_slurms_own_limit_counts_where_none_is_given():
