@@ -13,7 +13,7 @@ from torch import nn
 from slm.config.stage import Every, StageConfig
 from slm.engine.deepspeed_config import joined
 from slm.engine.distributed import Place
-from slm.engine.operators import prepare_operators
+from slm.engine.operators import import_muon_uncompiled, prepare_operators
 from slm.engine.table_optimizer import TableOptimizer, join_optimizer
 from slm.engine.tables import split_over_ranks
 from slm.errors import CheckpointError, ConfigError
@@ -56,6 +56,7 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
     bf16 = use_bf16(config, place)
     ds_config = joined(config, place.world_size, bf16)
     prepare_operators(ds_config, place)
+    import_muon_uncompiled()
     torch.manual_seed(config.seed)
     attention.register()
     # Alive while the model is loaded: transformers then partitions it on the way in (a weak reference).

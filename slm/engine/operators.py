@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib
 import logging
 import os
 import shutil
@@ -54,6 +55,23 @@ def clear_stale_locks(folder: Path) -> list[Path]:
         log.warning("%s: left by a run that was killed while compiling; removed", lock)
         removed.append(lock)
     return removed
+
+
+def import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, which `initialize` does in any case, with its compiled function left as it is written.
+
+    The decorator alone loads torch's whole compiler (a second of CPU time in every rank), for an optimizer
+    that no stage can choose. What else a run compiles is not touched.
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _open_files() -> Iterator[str]:
