@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from slm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from slm.config.base import Strict
 
-Model = TypeVar("Model", bound="BaseModel")
+Model = TypeVar("Model", bound="Strict")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +44,7 @@ def job_from(cls: type[Model], pairs: Sequence[str], usage: str) -> Model:
     from slm.config.loader import from_overrides
 
     if not pairs:
-        keys = "\n".join(f"  {name:<20} {field.description or ''}" for name, field in cls.model_fields.items())
+        meanings = cls.meanings()
+        keys = "\n".join(f"  {name:<20} {meanings.get(name, '')}" for name in cls.model_fields)
         raise ConfigError(f"usage: {usage}\nkeys:\n{keys}")
     return from_overrides(cls, pairs)

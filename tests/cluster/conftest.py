@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cluster import hosts as two
+
+ROOT = Path(__file__).parents[2]
 
 RECORD = """#!{python}
 import json, os, subprocess, sys
@@ -53,3 +57,28 @@ def hosts(tmp_path_factory):
     started = two.start(tmp_path_factory.mktemp("hosts"))
     yield started
     two.stop(started)
+
+
+@pytest.fixture(scope="session")
+def pico_run(tmp_path_factory):
+    """The run folder of the whole pico pipeline on this one machine, undisturbed."""
+    runs = tmp_path_factory.mktemp("one-machine")
+    argv = [sys.executable, "launcher/pipeline.py", "ds_configs/pipelines/pico.yaml", f"runs={runs}"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return runs / "pico"
+
+
+@pytest.fixture(scope="session")
+def prepared(pico_run):
+    """`prepared(runs)` is a run folder in which data and the random base are made, and nothing else."""
+
+    def make(runs: Path) -> Path:
+        run = runs / "pico"
+        run.mkdir(parents=True)
+        for step in ("data", "random"):
+            (run / step).symlink_to(pico_run / step)
+        return run
+
+    return make

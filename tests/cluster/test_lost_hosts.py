@@ -37,24 +37,13 @@ def nothing_is_left(hosts):
 
 
 class Runs:
-    """Pipelines of one stage, from the same data and base."""
+    """Pipelines of one stage, from the same data and base: `new(runs)` is a run folder in which only it is missing."""
 
-    def __init__(self, hosts, folder: Path) -> None:
-        self.hosts, self.folder = hosts, folder
-        for step in ("data", "random"):
-            made = hosts.run(self.argv(folder, "--only", step), cwd=ROOT, timeout=600, PYTHONPATH=str(ROOT))
-            assert made.returncode == 0, made.stdout + made.stderr
+    def __init__(self, hosts, prepared) -> None:
+        self.hosts, self.new = hosts, prepared
 
     def argv(self, runs: Path, *options: str) -> list[str]:
         return [sys.executable, "launcher/pipeline.py", *options, PICO, f"runs={runs}", LONG]
-
-    def new(self, runs: Path) -> Path:
-        """A run folder in which only the stage is missing."""
-        run = runs / "pico"
-        run.mkdir(parents=True)
-        for step in ("data", "random"):
-            (run / step).symlink_to(self.folder / "pico" / step)
-        return run
 
     def begin(self, runs: Path, *options: str):
         """The pipeline on both hosts, started; `runs / "said"` gets its output."""
@@ -74,8 +63,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(hosts, tmp_path_factory):
-    return Runs(hosts, tmp_path_factory.mktemp("runs"))
+def runs(hosts, prepared):
+    return Runs(hosts, prepared)
 
 
 @pytest.fixture(scope="module")
@@ -247,17 +236,16 @@ def test_ctrl_c_once_saves_on_both_hosts_and_twice_leaves_no_rank(runs, undistur
     require_same(step, undisturbed)
 
 
-def test_the_whole_pipeline_on_two_hosts_is_the_one_hosts(hosts, tmp_path):
+def test_the_whole_pipeline_on_two_hosts_is_the_one_machines(hosts, pico_run, prepared, tmp_path):
     """Every loss and weight is the same; an adapter's configuration names its base's folder, which is another."""
-    here, there = tmp_path / "here", tmp_path / "there"
+    run = prepared(tmp_path)
     where = ["--where", "hostfile", "--hostfile", str(hosts.hostfile)]
-    for folder, options in ((here, []), (there, where)):
-        argv = [sys.executable, "launcher/pipeline.py", *options, PICO, f"runs={folder}"]
-        done = hosts.run(argv, cwd=ROOT, timeout=900, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    stages = sorted(path.parent.name for path in (here / "pico").glob("*/metrics.jsonl"))
+    argv = [sys.executable, "launcher/pipeline.py", *where, PICO, f"runs={tmp_path}"]
+    done = hosts.run(argv, cwd=ROOT, timeout=900, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    stages = sorted(path.parent.name for path in pico_run.glob("*/metrics.jsonl"))
     assert len(stages) == 7
     for name in stages:
-        assert losses(here / "pico" / name) == losses(there / "pico" / name), name
-        assert trained(here / "pico" / name) == trained(there / "pico" / name), name
-    assert (there / "pico" / "report" / "MANIFEST.json").exists()
+        assert losses(pico_run / name) == losses(run / name), name
+        assert trained(pico_run / name) == trained(run / name), name
+    assert (run / "report" / "MANIFEST.json").exists()

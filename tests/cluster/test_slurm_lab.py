@@ -136,9 +136,18 @@ def test_no_script_log_or_record_shows_a_secret(lab, undisturbed):
     assert len(list((undisturbed / "slurm").glob("*.sbatch"))) == 20
 
 
-def test_one_job_preempted_twice_makes_the_same_weights(lab, undisturbed, pipeline, tmp_path):
-    """`sbatch pipeline.sbatch`: requeued in the middle of a stage, then at its time limit."""
+@pytest.fixture
+def begun(undisturbed, tmp_path) -> Path:
+    """A run folder in which only what the first stage needs is made."""
     run = tmp_path / "pico"
+    for name in ("data", "random"):
+        shutil.copytree(undisturbed / name, run / name, copy_function=os.link)
+    return run
+
+
+def test_one_job_preempted_twice_makes_the_same_weights(lab, undisturbed, pipeline, begun, tmp_path):
+    """`sbatch pipeline.sbatch`: requeued in the middle of a stage, then at its time limit."""
+    run = begun
     options = (f"--output={tmp_path}/log", "--time=60", "--signal=B:USR1@540")
     job = sbatch(lab, "pipeline", pipeline, f"runs={tmp_path}", options=options)
     in_the_middle(lab, run / "llm")
@@ -164,15 +173,6 @@ def restarts(lab, job) -> int:
 def limit(lab, job, minutes) -> None:
     """Give a job another time limit, as an administrator may."""
     lab.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"])
-
-
-@pytest.fixture
-def begun(undisturbed, tmp_path) -> Path:
-    """A run folder in which only what the first stage needs is made."""
-    run = tmp_path / "pico"
-    for name in ("data", "random"):
-        shutil.copytree(undisturbed / name, run / name, copy_function=os.link)
-    return run
 
 
 def test_a_steps_job_continues_after_its_time_limit_and_after_a_requeue(lab, undisturbed, pipeline, begun, tmp_path):

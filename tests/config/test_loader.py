@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from slm.config.loader import from_mapping, load_config
+from slm.config.models import ExpandJob
 from slm.config.stage import StageConfig
 from slm.errors import ConfigError
 
@@ -118,3 +119,9 @@ def test_identity_leaves_out_what_does_not_change_the_bytes(tmp_path):
 def test_from_mapping_names_its_source():
     with pytest.raises(ConfigError, match=r"pipeline\.yaml: out: is required"):
         from_mapping(StageConfig, {"stage": "asr"}, "pipeline.yaml")
+
+
+def test_keys_have_the_meanings_that_stand_under_them_inherited_ones_too():
+    assert ExpandJob.meanings()["pad_to"] == "Rows are padded to a multiple of this."
+    assert ExpandJob.meanings()["out"] == "Folder of the artifact."
+    assert list(ExpandJob.meanings()) == list(ExpandJob.model_fields)
