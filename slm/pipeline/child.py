@@ -33,6 +33,7 @@ LINGER_S = 6.0
 a stopped process, and pdsh for a host that does not answer."""
 
 _HOST_ENDED = re.compile(r"^pdsh@\S*: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
+_CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
 _ERROR = re.compile(r"(?:[\w.-]+: )?error: ")
 _LAUNCHER_NOISE = re.compile(
     r"\[(launch|runner|multinode_runner)\.py:\d+:|^\s*$|exits with return code|Killing subprocess"
@@ -140,9 +141,9 @@ class Child:
         (self.step.folder / STOP).unlink(missing_ok=True)
 
     def last_line(self) -> str:
-        """The newest line of the log that says something."""
-        lines = [line for line in self._tail(4096) if not _LAUNCHER_NOISE.search(line)]
-        return lines[-1].strip() if lines else ""
+        """The newest line that the step itself wrote into its log, without its time of day; empty before the first."""
+        lines = [line for line in self._tail(4096) if not line.startswith("$ ") and not _LAUNCHER_NOISE.search(line)]
+        return _CLOCK.sub("", lines[-1].strip()) if lines else ""
 
     def last_lines(self, count: int = 15) -> str:
         """From the last `error:` on, or else the last lines, launcher chatter left out."""

@@ -31,7 +31,7 @@ def figures_of(child: Child) -> Figures:
         record = last_record(child.step.folder / METRICS)
         if record.get("steps"):
             return Figures(record["step"], record["steps"], describe(record))
-    return Figures(words=child.last_line()[:70])
+    return Figures(words=child.last_line()[:70] or "starting")
 
 
 def describe(record: dict[str, Any]) -> str:

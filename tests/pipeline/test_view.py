@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import time
 
 from rich.console import Console
 
 from slm.artifact import write_json
+from slm.pipeline.child import Child
 from slm.pipeline.record import Record
 from slm.pipeline.run import run_pipeline
 from slm.pipeline.status import rows, show_status
-from slm.pipeline.view import clock, describe, last_record
+from slm.pipeline.view import clock, describe, figures_of, last_record
 
 
 def test_the_last_whole_record_is_read(tmp_path):
@@ -54,3 +56,16 @@ def test_a_terminal_gets_a_bar_and_a_line_for_each_finished_step(make_plan):
     run_pipeline(make_plan({"a": {"seconds": 0.5}, "b": {"needs": ["a"]}}), screen)
     text = screen.file.getvalue()
     assert "pipeline" in text and "1/2" in text and "✓ [1/2] a" in text and "✓ [2/2] b" in text
+
+
+def test_a_running_step_shows_its_own_newest_line_and_neither_its_command_nor_the_launchers(make_plan):
+    words = ["[2026-11-30 17:17:45,800] [INFO] [runner.py:618:main] cmd = python", "17:18:00 two of three are read"]
+    for said, shown in ((words[:0], "starting"), (words[:1], "starting"), (words, "two of three are read")):
+        step = make_plan({"a": {"code": f"print({chr(10).join(said)!r})"}}).step("a")
+        child = Child(step, step.folder.parent / f"{len(said)}.log", "token")
+        try:
+            while child.poll() is None:
+                time.sleep(0.01)
+            assert figures_of(child).words == shown
+        finally:
+            child.close()
