@@ -146,9 +146,10 @@ def export(model: File = None, out: File = None, overrides: Pairs = None) -> Non
 def evaluate(config: File = None, overrides: Pairs = None) -> int:
     """Evaluate models (= python -m slm.eval)."""
     path = need(config, "slm eval CONFIG [key=value …]", "ds_configs/eval/*.yaml")
+    from slm.engine.load import load_any
     from slm.eval.command import evaluate as run
 
-    return run(path, overrides or [])
+    return run(path, overrides or [], load_any)
 
 
 def report(

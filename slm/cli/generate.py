@@ -88,10 +88,9 @@ def open_speaker(asking: Asking) -> Speaker:
     """
     import torch
 
-    from slm.engine.checkpoint_model import is_checkpoint, load_checkpoint
+    from slm.engine.load import load_any
     from slm.errors import MachineError
     from slm.generation import answers
-    from slm.model.load import load_model
 
     device = asking.device
     if device == "auto":
@@ -99,10 +98,7 @@ def open_speaker(asking: Asking) -> Speaker:
     if not device.startswith("cpu") and not torch.cuda.is_available():
         raise MachineError(f"no device {device!r} here", where="--device", mend="--device cpu")
     dtype = torch.float32 if device.startswith("cpu") else torch.bfloat16
-    if is_checkpoint(asking.model):
-        loaded = load_checkpoint(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
-    else:
-        loaded = load_model(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
+    loaded = load_any(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
     speech = asking.speech or answers.find_speech(asking.model, loaded.vocabulary.units)
     return answers.open_speaker(loaded, speech, language=asking.language, speaker=asking.speaker)
 

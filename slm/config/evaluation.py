@@ -46,7 +46,7 @@ class EvalJob(Job):
     data: str
     """Folder with `eval/<set>.jsonl` and `speech/` (the tiny data artifact is one)."""
     models: dict[str, str] = {}
-    """Label -> step, adapter or Hugging Face folder."""
+    """Label -> step, training checkpoint, adapter or Hugging Face folder."""
     model: str | None = None
     """Shorthand for one model, labelled by the name of its folder."""
     chains: dict[str, list[str]] = {}

@@ -31,9 +31,10 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stderr.write(usage() + "\n")
         return 0 if arguments else ConfigError.exit_code
+    from slm.engine.load import load_any
     from slm.eval.command import evaluate
 
-    return evaluate(arguments[0], arguments[1:])
+    return evaluate(arguments[0], arguments[1:], load_any)
 
 
 if __name__ == "__main__":

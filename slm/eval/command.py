@@ -6,15 +6,22 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slm.config.evaluation import EvalJob
 from slm.config.loader import load_config
 from slm.errors import PreemptedError
 from slm.log import setup_logging
 
+if TYPE_CHECKING:
+    from slm.eval.evaluate import Load
 
-def evaluate(config: str, overrides: Sequence[str]) -> int:
+
+def evaluate(config: str, overrides: Sequence[str], load: Load) -> int:
     """Load the configuration, evaluate, print the table and where the summary is.
+
+    Args:
+        load: loads a model; a function that worker processes can import.
 
     Returns:
         The exit code 0.
@@ -32,7 +39,7 @@ def evaluate(config: str, overrides: Sequence[str]) -> int:
 
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        summary = run_evaluation(job)
+        summary = run_evaluation(job, load)
     except _Stopped:
         raise PreemptedError(
             "asked to stop", mend="run the same command again; models that are evaluated are kept"

@@ -40,6 +40,8 @@ KIND = "evaluation"
 ITEMS, RESULTS, SAMPLES = "items.jsonl", "results.json", "samples"
 UNKNOWN_LENGTH = 256
 """Longest answer where a set holds no right answers to measure."""
+Load = Callable[..., "Loaded"]
+"""Called as `load(ref, device=…, dtype=…)`; one that worker processes find by its name."""
 Report = Callable[[str, str], None]
 """Called with the name of a finished set and its headline figure in words."""
 
@@ -49,13 +51,14 @@ def evaluation_folder(ref: str | Path) -> Path:
     return Path(ref) / "eval"
 
 
-def evaluate_model(ref: str, job: EvalJob, inputs: Mapping[str, str], report: Report) -> Manifest:
+def evaluate_model(ref: str, job: EvalJob, inputs: Mapping[str, str], report: Report, load: Load) -> Manifest:
     """Evaluate one model on every set of the job.
 
     Args:
-        ref: what `load_model` takes.
+        ref: what `load` takes.
         inputs: fingerprints for the manifest, {"model": …, "data": …}.
         report: told of every finished set.
+        load: loads the model.
 
     Raises:
         DataError: a set is missing or damaged, or the model's units are not those of the data.
@@ -63,11 +66,9 @@ def evaluate_model(ref: str, job: EvalJob, inputs: Mapping[str, str], report: Re
     """
     import torch
 
-    from slm.model.load import load_model
-
     started = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(ref, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    loaded = load(ref, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     voice = load_voice(str(Path(job.data).resolve()))
     _check_units(loaded, voice, ref)
     seconds = {"load": time.monotonic() - started}

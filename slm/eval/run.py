@@ -31,7 +31,7 @@ from slm.artifact import (
 )
 from slm.config.evaluation import EvalJob
 from slm.errors import DataError, MachineError
-from slm.eval.evaluate import KIND, evaluate_model, evaluation_folder
+from slm.eval.evaluate import KIND, Load, evaluate_model, evaluation_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,8 +42,11 @@ Todo = Sequence[tuple[str, str, Mapping[str, str]]]
 """(label, folder, fingerprints of the inputs) of the models to evaluate."""
 
 
-def run_evaluation(job: EvalJob) -> dict[str, Any]:
+def run_evaluation(job: EvalJob, load: Load) -> dict[str, Any]:
     """Evaluate what is not evaluated yet and write the summary.
+
+    Args:
+        load: loads a model; a function that worker processes can import.
 
     Returns:
         What `summary.json` holds.
@@ -71,7 +74,7 @@ def run_evaluation(job: EvalJob) -> dict[str, Any]:
         log.info("%s: up to date", out)
         return _summary(out)
     started = time.monotonic()
-    _evaluate_all(job, todo)
+    _evaluate_all(job, todo, load)
     with building(out) as folder:
         write_json(folder / SUMMARY, summarise(job, out))
         about = {"seconds": round(time.monotonic() - started, 2), "models": job.references(), "data": job.data}
@@ -120,35 +123,35 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _evaluate_all(job: EvalJob, todo: Todo) -> None:
+def _evaluate_all(job: EvalJob, todo: Todo, load: Load) -> None:
     if not todo:
         return
     workers = min(job.workers, len(todo))
     with _progress(len(todo) * len(job.tasks)) as told:
         if workers == 1:
             for label, ref, inputs in todo:
-                _evaluate_here(job, ref, inputs, lambda name, line, label=label: told(label, name, line))
+                _evaluate_here(job, ref, inputs, lambda name, line, label=label: told(label, name, line), load)
             return
-        _evaluate_in_workers(job, todo, workers, told)
+        _evaluate_in_workers(job, todo, workers, told, load)
 
 
-def _evaluate_here(job: EvalJob, ref: str, inputs: Mapping[str, str], report: Any) -> None:
+def _evaluate_here(job: EvalJob, ref: str, inputs: Mapping[str, str], report: Any, load: Load) -> None:
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        evaluate_model(ref, job, inputs, report)
+        evaluate_model(ref, job, inputs, report, load)
     finally:
         torch.set_num_threads(threads)
 
 
-def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any) -> None:
+def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any, load: Load) -> None:
     context = multiprocessing.get_context("spawn")
     lines = context.Queue()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(lines,))
     try:
-        waiting: set[Future[None]] = {pool.submit(_work, job, label, ref, inputs) for label, ref, inputs in todo}
+        waiting: set[Future[None]] = {pool.submit(_work, job, label, ref, inputs, load) for label, ref, inputs in todo}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2)
             _drain(lines, told)
@@ -198,11 +201,11 @@ def _start_worker(lines: Any) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _work(job: EvalJob, label: str, ref: str, inputs: Mapping[str, str]) -> None:
+def _work(job: EvalJob, label: str, ref: str, inputs: Mapping[str, str], load: Load) -> None:
     global _working
     _working = True
     try:
-        _evaluate_here(job, ref, inputs, lambda name, line: _lines.put((label, name, line)))
+        _evaluate_here(job, ref, inputs, lambda name, line: _lines.put((label, name, line)), load)
     except _Told:
         os._exit(128 + signal.SIGTERM)  # no next model
     finally:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from slm.artifact import verify
 from slm.cli.app import main
 from slm.engine.checkpoint_model import is_checkpoint, load_checkpoint
 from slm.errors import CheckpointError
@@ -60,6 +63,28 @@ def test_generate_takes_a_checkpoint_and_names_it_for_a_stage_that_has_not_ended
     (begun / "checkpoints" / "step_000002").symlink_to(checkpoint)
     assert main(["generate", str(begun), "--text", "say paris"]) == 6
     assert "its newest checkpoint is" in capsys.readouterr().err
+
+
+def test_eval_takes_checkpoints_beside_their_step(step, tmp_path, capsys):
+    """In worker processes; the last checkpoint answers as the step does, and is still whole afterwards."""
+    early, late = (step / "checkpoints" / f"step_00000{number}" for number in (2, 4))
+    questions = tmp_path / "data" / "eval" / "text_qa.jsonl"
+    item = {"id": "0", "stage": "llm", "example": {"input": "say paris"}, "target": {"answer": "paris"}}
+    questions.parent.mkdir(parents=True)
+    questions.write_text(json.dumps(item) + "\n")
+    values = {
+        "out": str(tmp_path / "out"),
+        "data": str(tmp_path / "data"),
+        "models": {"early": str(early), "late": str(late), "step": str(step)},
+        "tasks": {"text_qa": {"max_new_tokens": 8}},
+        "workers": 2,
+    }
+    (tmp_path / "eval.yaml").write_text(json.dumps(values))
+    assert main(["eval", str(tmp_path / "eval.yaml")]) == 0
+    assert "early" in capsys.readouterr().out
+    said = [json.loads((model / "eval" / "text_qa" / "items.jsonl").read_text())["output"] for model in (late, step)]
+    assert said[0] == said[1]
+    assert verify(late).kind == "checkpoint" and verify(early / "eval").kind == "evaluation"
 
 
 def test_a_damaged_checkpoint_is_refused(step, tmp_path):

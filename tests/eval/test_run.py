@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import pytest
 from slm.artifact import read_json, read_manifest, verify
 from slm.config.evaluation import RULES, EvalJob
 from slm.config.loader import from_mapping
+from slm.engine.load import load_any
 from slm.errors import ConfigError, DataError
 from slm.eval import run
-from slm.eval.run import run_evaluation, summary_table
+from slm.eval.run import summary_table
 from slm.eval.summary import summarise
 
+run_evaluation = partial(run.run_evaluation, load=load_any)
 SETS = ("text_qa", "instructions", "asr", "tts", "sqa")
 
 
