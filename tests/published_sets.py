@@ -13,10 +13,11 @@ from support import SENTENCES, make_text_tokenizer
 
 from slm.artifact import file_sha256
 from slm.config.jobs import load_data_job
+from slm.speech.xlsr import XlsrKMeans
 from slm.tokens.vocabulary import UnitSet, add_units, remove_repeats, save_tokenizer, units_to_text
 
 JOBS = Path(__file__).parents[1] / "data_shards" / "jobs"
-UNITS = UnitSet(10_000, 50.0, "xlsr2_1b_v2", "a5" * 32)
+UNITS = UnitSet(10_000, 50.0, XlsrKMeans.name, "a5" * 32)  # what a converted XLS-R calls its units
 ASR_INSTRUCTIONS = ["Repeat after me: ", "Echo these words.", "Say again what you hear."]
 CATEGORIES = ["Information seeking", "Math", "Advice seeking", "Coding & Debugging", "Data analysis"]
 

@@ -17,7 +17,7 @@ from slm.data.sources.columns import Columns
 from slm.errors import DataError
 
 UNITS_SECTION = {
-    "count": 10_000, "rate_hz": 50, "extractor": "xlsr2_1b_v2", "codebook": "a5" * 32, "input": "kept",
+    "count": 10_000, "rate_hz": 50, "extractor": "xlsr_kmeans", "codebook": "a5" * 32, "input": "kept",
     "output": "removed",
 }  # fmt: skip
 
