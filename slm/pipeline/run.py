@@ -7,14 +7,17 @@ continues: done steps stay done, begun train steps resume from their checkpoints
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 
 from rich.console import Console
 
-from slm.artifact import remove
+from slm.artifact import find_manifest, remove
 from slm.errors import ConfigError, MachineError, PreemptedError
 from slm.pipeline.child import Child, StepError, saved_steps
 from slm.pipeline.graph import Plan, Step, state_of, states
@@ -27,6 +30,8 @@ from slm.pipeline.view import View, make_view
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+SUPERSEDED = "superseded"
+"""Folder of a run that keeps the train steps that were made anew."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def run_pipeline(
         if start:
             for step in plan.steps:
                 if step.name in chosen:
-                    _remove(step, record)
+                    clear(step, record)
         run = _Run(plan, chosen, record, lock.token, console, signals, recovery or Recovery())
         return run.loop()
 
@@ -115,9 +120,22 @@ def _above(plan: Plan, name: str) -> set[str]:
     return found
 
 
-def _remove(step: Step, record: Record) -> None:
-    remove(step.folder)
+def clear(step: Step, record: Record) -> Path | None:
+    """Make room for a step that is made anew. Training may have taken weeks: it is moved, and deleted by people alone.
+
+    Returns:
+        Where a train step's folder has gone, `<run>/superseded/<step>-<n>`; None when there was nothing trained in it.
+    """
+    aside = None
+    if step.kind == "train" and (find_manifest(step.folder) is not None or saved_steps(step)):
+        kept = step.folder.parent / SUPERSEDED
+        kept.mkdir(exist_ok=True)
+        aside = next(path for n in count(1) if not (path := kept / f"{step.name}-{n}").exists())
+        os.replace(step.folder, aside)
+    else:
+        remove(step.folder)
     record.forget(step)
+    return aside
 
 
 class _Run:
@@ -186,8 +204,8 @@ class _Run:
         changed = state.word == "partial" and self.record.begun_identity(step.name) not in ("", step.identity)
         if step.kind == "train" and (state.word == "stale" or changed):
             why = "configuration or inputs changed" if changed else state.why
-            self.view.note(f"{step.name}: {why}; it starts anew")
-            _remove(step, self.record)
+            aside = clear(step, self.record)
+            self.view.note(f"{step.name}: {why}; it starts anew" + (f", the old one is {aside}" if aside else ""))
         self.record.begin(step)
         self.reached.setdefault(step.name, saved_steps(step) if step.kind == "train" else 0)
         step = self.recovery.start(step)

@@ -9,7 +9,7 @@ from types import FrameType
 
 from slm.errors import InterruptedRunError, PreemptedError, SlmError
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 STOP_GRACE_S = 120.0
 """How long a step that was asked to stop may take to save."""
 SPARE = 0.2
@@ -17,7 +17,7 @@ SPARE = 0.2
 
 
 class StopSignals:
-    """Counts Ctrl-C, SIGTERM and a closed terminal instead of dying of them, while the block lasts.
+    """Counts Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal instead of dying of them, while the block lasts.
 
     Args:
         limit_s: seconds from now, when a time limit is met; what runs is asked to stop before, in time to save.

@@ -155,6 +155,21 @@ def test_from_makes_the_step_and_what_comes_from_it_again(make_plan, trace, scre
     assert trace.read_text().split() == ["b", "d"]
 
 
+def test_what_was_trained_is_set_aside_and_not_removed_when_it_is_made_anew(make_plan, screen):
+    def run(text, **options):
+        plan = make_plan({"a": {"kind": "train", "text": text}, "b": {"text": text}})
+        run_pipeline(plan, screen, **options)
+        return plan.folder
+
+    folder = run("one")
+    run("two")
+    run("two", start="a")
+    kept = {path.name: (path / "result.txt").read_text() for path in (folder / "superseded").iterdir()}
+    assert kept == {"a-1": "one", "a-2": "two"}
+    assert (folder / "a" / "result.txt").read_text() == "two"
+    assert f"it starts anew, the old one is {folder}/superseded/a-1" in screen.file.getvalue()
+
+
 def test_only_and_from_together_are_refused_and_remove_nothing(make_plan, screen):
     plan = make_plan(DIAMOND)
     run_pipeline(plan, screen)
@@ -211,7 +226,12 @@ def press(number, after, times=1, gap=0.6):
 
 
 @pytest.mark.parametrize(
-    ("number", "error", "code"), [(signal.SIGINT, InterruptedRunError, 130), (signal.SIGTERM, PreemptedError, 85)]
+    ("number", "error", "code"),
+    [
+        (signal.SIGINT, InterruptedRunError, 130),
+        (signal.SIGTERM, PreemptedError, 85),
+        (signal.SIGUSR1, PreemptedError, 85),
+    ],
 )
 def test_asked_to_stop_it_waits_for_the_child_and_the_next_run_continues(make_plan, screen, number, error, code):
     slow = make_plan({"a": {}, "b": {"needs": ["a"], "seconds": 30}})
