@@ -70,7 +70,7 @@ def pipeline(
     from slm.pipeline.status import show_status
 
     path = need(config, USAGE, "ds_configs/pipelines/*.yaml")
-    _check_hosts(where, hostfile, min_hosts)
+    _check_together(where, hostfile, min_hosts, limit, away)
     limit_s = parse_duration(limit) if limit is not None else None
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     pipe, source = load_pipeline(path, overrides or []), (path, *(overrides or []))
@@ -97,8 +97,8 @@ def pipeline(
         _run(plan, console, only, start, recovery, limit_s)
 
 
-def _check_hosts(where: Where, hostfile: str | None, min_hosts: int | None) -> None:
-    """Options about hosts come together.
+def _check_together(where: Where, hostfile: str | None, min_hosts: int | None, limit: str | None, away: bool) -> None:
+    """Options about hosts come together, and those about this process are not for jobs.
 
     Raises:
         ConfigError: they don't.
@@ -107,6 +107,12 @@ def _check_hosts(where: Where, hostfile: str | None, min_hosts: int | None) -> N
         raise ConfigError("--where hostfile and --hostfile FILE go together", mend="--where hostfile --hostfile hosts")
     if min_hosts is not None and hostfile is None:
         raise ConfigError("--min-hosts goes with --where hostfile")
+    if where is Where.slurm and (limit is not None or away):
+        option = "--detach" if away else "--time-limit"
+        raise ConfigError(
+            f"{option} does not go with --where slurm",
+            mend="leave it out: jobs need no terminal; their time is in --site",
+        )
 
 
 def _show_commands(plan: Plan, chosen: Collection[str], console: Console) -> None:

@@ -102,6 +102,12 @@ def test_a_dry_run_for_hosts_needs_none(tmp_path, capsys):
     assert "go together" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--detach"], ["--time-limit", "1:00:00"]])
+def test_options_of_a_pipelines_own_process_are_refused_for_jobs(option, capsys):
+    assert main(["pipeline", PICO, "--where", "slurm", "--dry-run", *option]) == 2
+    assert f"{option[0]} does not go with --where slurm" in capsys.readouterr().err
+
+
 def test_hosts_that_are_not_fit_stop_a_pipeline_before_it_starts(tmp_path, capsys, stand_in):
     stand_in("ssh", "print('no route to host', file=sys.stderr); sys.exit(255)")
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
