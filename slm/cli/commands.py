@@ -21,7 +21,7 @@ def validate(
     overlay: Annotated[
         list[str] | None, typer.Option("--with", help="YAML laid over the file; may be repeated.")
     ] = None,
-    print_config: Annotated[bool, typer.Option(help="Show every value and where it came from.")] = False,
+    print_config: Annotated[bool, typer.Option(help="Show every value that is set, and by which line.")] = False,
 ) -> None:
     """Check a YAML of any kind: stage, pipeline, evaluation, data job."""
     from slm.cli.kinds import load_any

@@ -17,7 +17,7 @@ def usage() -> str:
     known = "\n".join(f"  {path}" for path in sorted(folder.glob("*.yaml"))) or f"  (none in {folder})"
     return (
         "usage: python -m slm.eval CONFIG.yaml [key=value …]\n"
-        "example: python -m slm.eval ds_configs/eval/tiny.yaml out=runs/q/eval data=runs/q/data model=runs/q/sqa\n"
+        "example: python -m slm.eval ds_configs/eval/tiny.yaml out=runs/e data=runs/q/data model=runs/q/replay-sqa\n"
         f"configurations:\n{known}"
     )
 

@@ -51,6 +51,7 @@ def resolve(ref: str | Path) -> Reference:
     for place in (folder / "model", folder):
         if (place / MODEL_CONFIG).is_file():
             return Reference(folder, place, None)
+    _refuse_checkpoints(folder)
     refuse_pickles(folder)
     begun = sorted(folder.glob("checkpoints/step_*"))
     raise CheckpointError(
@@ -60,6 +61,16 @@ def resolve(ref: str | Path) -> Reference:
         if begun
         else "give a finished step, an adapter, or a Hugging Face folder",
     )
+
+
+def _refuse_checkpoints(folder: Path) -> None:
+    manifest = find_manifest(folder)
+    if manifest is not None and manifest.kind == "checkpoint":
+        raise CheckpointError(
+            "a training checkpoint, and this command takes what a stage has ended with",
+            where=str(folder),
+            mend="give the finished step; `slm eval`, `slm generate` and `slm demo` take checkpoints too",
+        )
 
 
 def refuse_pickles(folder: str | Path) -> None:

@@ -139,12 +139,12 @@ def test_eval_is_the_same_as_the_module(tmp_path):
 
 def test_eval_shows_its_table_and_stops_on_sigterm(tmp_path, capsys, monkeypatch):
     summary = {"tasks": [], "labels": [], "scores": {}}
-    monkeypatch.setattr("slm.eval.run.run_evaluation", lambda job: summary)
+    monkeypatch.setattr("slm.eval.run.run_evaluation", lambda job, load: summary)
     argv = ["eval", "ds_configs/eval/tiny.yaml", f"out={tmp_path}", "data=d", "model=m"]
     before = signal.getsignal(signal.SIGTERM)
     assert main(argv) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}/summary.json"
-    monkeypatch.setattr("slm.eval.run.run_evaluation", lambda job: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("slm.eval.run.run_evaluation", lambda job, load: os.kill(os.getpid(), signal.SIGTERM))
     assert main(argv) == 85
     assert signal.getsignal(signal.SIGTERM) is before
 

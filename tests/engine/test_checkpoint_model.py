@@ -58,6 +58,8 @@ def test_generate_takes_a_checkpoint_and_names_it_for_a_stage_that_has_not_ended
     checkpoint = step / "checkpoints" / "step_000002"
     assert main(["generate", str(checkpoint), "--text", "say paris", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().out.startswith("answers: ")
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 6
+    assert "a training checkpoint" in capsys.readouterr().err
     begun = tmp_path / "begun"
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "checkpoints" / "step_000002").symlink_to(checkpoint)
