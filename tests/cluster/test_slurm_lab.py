@@ -120,8 +120,7 @@ def test_a_job_for_each_step_makes_the_whole_pipeline(lab, undisturbed):
     summary = read_json(undisturbed / "evaluation" / "summary.json")
     assert len(summary["labels"]) == 14
     assert len(list((undisturbed / "logs").glob("evaluation.models_*.log"))) == 14
-    done = lab.run([sys.executable, "-m", "slm", "status", undisturbed], cwd=ROOT, PYTHONPATH=str(ROOT))
-    assert "19 of 19 steps done" in done.stdout
+    assert "19 of 19 steps done" in status(lab, undisturbed)
 
 
 def _is_made(run: Path, name: str) -> bool:
@@ -165,6 +164,12 @@ def test_one_job_preempted_twice_makes_the_same_weights(lab, undisturbed, pipeli
     assert weights(run, *WEIGHTS) == weights(undisturbed, *WEIGHTS)
 
 
+def status(lab, run: Path) -> str:
+    """What `slm status` says of a run."""
+    done = lab.run([sys.executable, "-m", "slm", "status", run], cwd=ROOT, PYTHONPATH=str(ROOT), COLUMNS="200")
+    return " ".join(done.stdout.split())
+
+
 def restarts(lab, job) -> int:
     """How often a job was requeued."""
     return int(lab.facts(job)["Restarts"])
@@ -185,6 +190,7 @@ def test_a_steps_job_continues_after_its_time_limit_and_after_a_requeue(lab, und
     assert "to be continued" in said and f"job {job} goes back into the queue" in said, said[-4000:]
     assert 0 < read_status(begun / "llm")["step"] < STEPS
     in_the_middle(lab, begun / "llm", more=read_status(begun / "llm")["step"])
+    assert f"SLURM job {job}: running" in status(lab, begun)
     lab.run(["scontrol", "requeue", job])
     slurm.wait_until(lambda: restarts(lab, job) == 2, 120, "requeued again", lab.queue)
     facts = lab.wait(job, 900)
