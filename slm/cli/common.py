@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -29,7 +30,7 @@ def need(argument: str | None, usage: str, *patterns: str) -> str:
     Raises:
         ConfigError: no argument was given.
     """
-    if argument is not None and "=" not in argument:
+    if argument is not None and not re.match(r"[\w.-]+=", argument):
         return argument
     known = "".join(f"\n  {path}" for path in configs(*patterns))
     raise ConfigError(f"usage: {usage}" + (f"\nthere are:{known}" if known else ""))

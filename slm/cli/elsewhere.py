@@ -47,7 +47,7 @@ def plan_for(
     launch: commands.Launch = commands.in_a_batch_job
     if where == "hostfile":
         assert hostfile is not None
-        env_file = str(Path(config.runs) / config.name / FILE)
+        env_file = str((Path(config.runs) / config.name / FILE).absolute())  # tells this checkout's run from another's
         first = master or read_hostfile(hostfile)[0].name
         launch = functools.partial(commands.on_hosts, hostfile=hostfile, master=first, env_file=env_file)
     return make_plan(config, source=source, launch=launch)
@@ -87,11 +87,14 @@ def on_hosts(plan: Plan, hostfile: str, site: str | None, *, most: int, least: i
 
     Raises:
         ConfigError: more hosts are asked for than there are.
-        MachineError: see `ready_hosts`.
+        MachineError: another pipeline holds the run folder; see `ready_hosts`.
     """
     from slm.cluster.hostfile import read_hostfile
+    from slm.pipeline.lock import RunLock
     from slm.pipeline.recovery import OnHosts
 
+    with RunLock(plan.folder):
+        pass  # another pipeline's environment file and hostfile stay as they are
     hosts = read_hostfile(hostfile)
     if least is not None and least > len(hosts):
         raise ConfigError(f"--min-hosts {least}, and the hostfile has {len(hosts)}", where=hostfile)
@@ -117,20 +120,13 @@ def show_scripts(plan: Plan, chosen: Collection[str], site: str | None) -> None:
 
 
 def submit(plan: Plan, chosen: Collection[str], site: str | None, console: Console, *, again: bool) -> None:
-    """Hand the steps that are not done to SLURM.
-
-    Raises:
-        ConfigError: `--from`: what is done stays done.
-    """
+    """Hand the steps that are not done to SLURM; `again` hands over all that are chosen."""
     from slm.pipeline.batch import submit as hand_over
-
-    if again:
-        raise ConfigError("--from does not go with --where slurm", mend="remove the step's folder, then submit again")
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    ids = hand_over(plan, chosen, load_site(site), say)
+    ids = hand_over(plan, chosen, load_site(site), say, again=again)
     if ids:
         say(f"{len(ids)} jobs; slm status {plan.folder} shows them, scancel {' '.join(ids.values())} ends them")
     else:

@@ -2,7 +2,7 @@
 
 DeepSpeed 0.19.8 ends remote ranks by `pkill -f` of a pattern that other jobs of the same person fit too; and it ends
 none when pdsh dies first. Here a process is the step's when its command line is a rank's or a launcher's and has the
-step's own `out=FOLDER` as a word.
+step's own `out=FOLDER` and its run's environment file among its words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slm.cluster.reach import AT_ONCE, SSH
 PATIENCE_S = 15.0
 PROGRAM = """
 import json, os, signal, time
-WORD = json.loads({word!r})
+WORDS = set(json.loads({words!r}))
 
 def space(pid):
     return os.readlink(f"/proc/{{pid}}/ns/net")
@@ -29,7 +29,7 @@ def found():
             with open(f"/proc/{{name}}/cmdline", "rb") as file:
                 words = file.read().decode(errors="replace").split("\\0")
             rank = any(word.startswith("--local_rank=") for word in words)
-            if WORD in words and (rank or "deepspeed.launcher.launch" in words) and space(name) == space("self"):
+            if WORDS <= set(words) and (rank or "deepspeed.launcher.launch" in words) and space(name) == space("self"):
                 pids[int(name)] = rank
         except OSError:
             continue
@@ -61,17 +61,17 @@ print(json.dumps({{"ended": len(first), "left": len(left)}}))
 
 
 def end_on_hosts(
-    hosts: Sequence[str], word: str, *, ssh: Sequence[str] = SSH, patience_s: float = PATIENCE_S
+    hosts: Sequence[str], words: Sequence[str], *, ssh: Sequence[str] = SSH, patience_s: float = PATIENCE_S
 ) -> dict[str, str]:
-    """End every rank and launcher whose command line has the word, on all hosts at once.
+    """End every rank and launcher whose command line has all the words, on all hosts at once.
 
     Args:
-        word: one whole argument, `out=runs/study/asr`.
+        words: whole arguments: `out=runs/study/asr`, and what tells this checkout's run from another's of that name.
 
     Returns:
         Host -> what went wrong there, for those where it did: unreachable, or processes that can't be killed.
     """
-    program = PROGRAM.format(word=json.dumps(word))
+    program = PROGRAM.format(words=json.dumps(list(words)))
 
     def end(host: str) -> str:
         argv = [*ssh, "--", host, "exec python3 -"]

@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Problem = tuple[tuple[str | int, ...], str]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RESERVED = ("logs", "report")
+RESERVED = ("logs", "report", "slurm", "superseded")
 """Names in the run folder that are no steps of their own."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from slm.artifact import write_atomic
@@ -13,13 +13,14 @@ from slm.cluster.environment import FILE, forwarded, read_environment, write_env
 from slm.cluster.slurm import BatchJob, Place, Task, job_id, sbatch_argv, script
 from slm.config.evaluation import EvalJob
 from slm.config.site import Kind, SiteConfig
-from slm.errors import MachineError
+from slm.errors import ConfigError, MachineError
 from slm.pipeline import commands
-from slm.pipeline.graph import Plan, Step, states
+from slm.pipeline.graph import Plan, State, Step, states
 from slm.pipeline.lock import RunLock
 from slm.pipeline.planner import find_config
 from slm.pipeline.queue import queued
 from slm.pipeline.record import Record, read_record
+from slm.pipeline.superseded import clear
 
 FOLDER = "slurm"
 """Folder of the scripts in the run folder."""
@@ -65,36 +66,58 @@ def scripts(plan: Plan, chosen: Collection[str], site: SiteConfig) -> dict[str, 
     return {job.name: script(job, site, place) for job in batch_jobs(plan, chosen)}
 
 
-def submit(plan: Plan, chosen: Collection[str], site: SiteConfig, say: Callable[[str], None]) -> dict[str, str]:
+def submit(
+    plan: Plan, chosen: Collection[str], site: SiteConfig, say: Callable[[str], None], *, again: bool = False
+) -> dict[str, str]:
     """Write the scripts and hand them to SLURM; `pipeline.json` keeps their numbers.
+
+    Args:
+        again: the chosen steps are made again, done or not.
 
     Returns:
         Job name -> number; empty when all chosen steps are done.
 
     Raises:
-        ConfigError: see `scripts`.
+        ConfigError: see `scripts`; a chosen step needs one that is neither done nor chosen.
         MachineError: jobs of an earlier submission still wait or run, or sbatch refuses.
     """
     with RunLock(plan.folder):
-        _refuse_while_queued(plan)
-        todo = [name for name, state in states(plan).items() if name in chosen and state.word != "done"]
+        refuse_while_queued(plan)
+        found, record = states(plan), Record(plan)
+        todo = [name for name, state in found.items() if name in chosen and (again or state.word != "done")]
+        _require_inputs(plan, todo, found)
         texts = scripts(plan, todo, site)
         write_environment(plan.folder / FILE, hosts_environment(site, dict(os.environ)))
         for folder in (FOLDER, "logs"):
             (plan.folder / folder).mkdir(parents=True, exist_ok=True)
-        record, ids = Record(plan), dict[str, str]()
+        for name in todo:
+            if again or found[name].word == "stale":
+                aside = clear(plan.step(name), record)
+                if aside is not None:
+                    say(f"{name}: made anew, the old one is {aside}")
+        ids = dict[str, str]()
         for job in batch_jobs(plan, todo):
             path = plan.folder / FOLDER / f"{job.name}.sbatch"
             write_atomic(path, texts[job.name])
             needs, after = ([ids[name] for name in names] for names in (job.needs, job.after))
-            ids[job.name] = job_id(_printed(sbatch_argv(str(path.absolute()), needs, after)))
+            try:
+                ids[job.name] = job_id(_printed(sbatch_argv(str(path.absolute()), needs, after)))
+            except MachineError as error:
+                if ids:
+                    error.mend = f"{error.mend}; those submitted before it wait: scancel {' '.join(ids.values())}"
+                raise
             record.submitted(job.name.removeprefix(f"{plan.config.name}."), ids[job.name])
             waits = ", ".join((*job.needs, *job.after))
             say(f"{ids[job.name]}  {job.name}" + (f"  after {waits}" if waits else ""))
     return ids
 
 
-def _refuse_while_queued(plan: Plan) -> None:
+def refuse_while_queued(plan: Plan) -> None:
+    """Two that work in one run folder would ruin it.
+
+    Raises:
+        MachineError: jobs of an earlier submission of this run still wait or run.
+    """
     alive = sorted(queued(list(read_record(plan.folder).get("slurm", {}).values())), key=int)
     if alive:
         raise MachineError(
@@ -102,6 +125,16 @@ def _refuse_while_queued(plan: Plan) -> None:
             where=str(plan.folder),
             mend=f"wait for them, or: scancel {' '.join(alive)}",
         )
+
+
+def _require_inputs(plan: Plan, todo: Collection[str], found: Mapping[str, State]) -> None:
+    for name in todo:
+        missing = [need for need in plan.step(name).needs if need not in todo and found[need].word != "done"]
+        if missing:
+            raise ConfigError(
+                f"step '{name}' needs {', '.join(missing)}, not done yet",
+                mend="submit without --only, or make those first",
+            )
 
 
 def _printed(argv: Sequence[str]) -> str:

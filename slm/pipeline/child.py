@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,8 +22,11 @@ from slm.config.base import input_fingerprints
 from slm.errors import MachineError, PreemptedError, SlmError, from_os_error
 from slm.pipeline import commands
 from slm.pipeline.graph import Step
-from slm.pipeline.lock import TOKEN, end_processes
+from slm.pipeline.lock import TOKEN, end_processes, processes
 from slm.pipeline.planner import ROOT
+from slm.pipeline.signals import STOP_GRACE_S
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 STOP = "STOP"
@@ -30,7 +34,7 @@ STOP = "STOP"
 
 LINGER_S = 6.0
 """How long a step may go on after it has said that it failed, or one of its hosts has: launchers wait for ever for
-a stopped process, and pdsh for a host that does not answer."""
+a stopped process, and pdsh for a host that does not answer. So long may its processes outlive its command, too."""
 
 _HOST_ENDED = re.compile(r"^pdsh@\S*: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
@@ -53,9 +57,9 @@ class Child:
     """
 
     def __init__(self, step: Step, log: Path, token: str) -> None:
-        self.step, self.log, self.token = step, log, f"{token}.{step.name}"
+        self.step, self.log, self.token = step, log, f"{token}.{step.name}."
         self.began = time.monotonic()
-        self._asked, self._over_since = False, 0.0
+        self._asked, self._over_since, self._ended_at = False, 0.0, 0.0
         self._status_before = self._status_stamp()
         (step.folder / STOP).unlink(missing_ok=True)
         try:
@@ -88,12 +92,22 @@ class Child:
         return time.monotonic() - self.began
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs. What only lingers is ended."""
+        """The exit code, None while it runs, or what it has started does. What only lingers is ended."""
         code = self._process.poll()
         if code is None and self._lingers():
             self.kill()
             code = self._process.poll()
-        return code
+        return None if code is None or self._is_survived() else code
+
+    def _is_survived(self) -> bool:
+        """Whether processes of the ended command still run: a launcher may die before its ranks have saved."""
+        self._ended_at = self._ended_at or time.monotonic()
+        if not processes(self.token):
+            return False
+        if time.monotonic() - self._ended_at < (STOP_GRACE_S if self._asked else LINGER_S):
+            return True
+        end_processes(self.token, 1.0)
+        return False
 
     def _lingers(self) -> bool:
         """Whether a train step has failed some time ago, by its own word or by that of a host's ssh."""
@@ -119,8 +133,11 @@ class Child:
         Called again and again while waiting: ranks that are still starting clear an old STOP first.
         """
         if self.step.kind == "train":
-            self.step.folder.mkdir(parents=True, exist_ok=True)
-            (self.step.folder / STOP).touch()
+            try:
+                self.step.folder.mkdir(parents=True, exist_ok=True)
+                (self.step.folder / STOP).touch()
+            except OSError as error:
+                log.warning("%s can't be asked to save: %s", self.step.name, error)
         elif not self._asked:
             self._signal(signal.SIGINT)
         self._asked = True
@@ -174,7 +191,10 @@ class Child:
         """What this attempt of a train step wrote of itself; an earlier attempt's file says nothing."""
         if self.step.kind != "train" or self._status_stamp() == self._status_before:
             return {}
-        return read_status(self.step.folder) or {}
+        try:
+            return read_status(self.step.folder) or {}
+        except (OSError, SlmError):  # replaced at this very moment by another host of a network disk
+            return {}
 
     def outcome(self, code: int) -> SlmError | None:
         """What became of the step, from its artifact and `status.json`; the exit code comes last.

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TOKEN = "SLM_PIPELINE_TOKEN"
 GRACE_S = 20.0
+LOOKED_AT_S = 1.0
+"""Who only looks whether a folder is held (`is_held`) holds it for a moment."""
 
 
 class RunLock:
@@ -49,16 +51,18 @@ class RunLock:
             self._file = open(self.path, "a+")
         except OSError as error:
             raise from_os_error(error, f"locking {self.path.parent}") from error
+        end = time.monotonic() + LOOKED_AT_S
+        while not self._taken():
+            if time.monotonic() > end:
+                self._file.close()
+                by = {"pid": "?", "host": "?", "since": "?", **holder(self.path)}
+                raise MachineError(
+                    f"another pipeline is at work in {self.path.parent}",
+                    where=f"process {by['pid']} on {by['host']} since {by['since']}",
+                    mend="wait for it, or stop it (Ctrl-C there) and run again",
+                )
+            time.sleep(0.05)
         before = holder(self.path)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise MachineError(
-                f"another pipeline is at work in {self.path.parent}",
-                where=f"process {before.get('pid', '?')} on {before.get('host', '?')} since {before.get('since', '?')}",
-                mend="wait for it, or stop it (Ctrl-C there) and run again",
-            ) from None
         if before.get("token"):
             log.info("process %s on %s ended without its cleaning up", before.get("pid"), before.get("host"))
             end_processes(before["token"])
@@ -69,8 +73,20 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._write({})
+            if not processes(self.token):  # else the next run finds them by the token, and ends them
+                self._write({})
             self._file.close()
+
+    def _taken(self) -> bool:
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._file.close()
+            raise from_os_error(error, f"locking {self.path.parent}") from error
+        return True
 
     def _write(self, content: dict[str, Any]) -> None:
         assert self._file is not None

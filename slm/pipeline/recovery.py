@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from slm.artifact import write_atomic
@@ -63,9 +64,10 @@ class OnHosts(Recovery):
 
     def clear(self, step: Step) -> None:
         """End the step's ranks and launchers on every host; who does not answer is remembered."""
-        word = next((text for quoted in step.argv for text in shlex.split(quoted) if text.startswith("out=")), None)
-        if step.kind == "train" and word is not None:
-            self._silent = end_on_hosts([host.name for host in self.hosts], word)
+        words = [text for quoted in step.argv for text in shlex.split(quoted)]
+        own = [text for before, text in pairwise(["", *words]) if text.startswith("out=") or before == "--env-file"]
+        if step.kind == "train" and own:
+            self._silent = end_on_hosts([host.name for host in self.hosts], own)
             for host, problem in self._silent.items():
                 log.warning("%s: %s", host, problem)
 

@@ -6,32 +6,31 @@ continues: done steps stay done, begun train steps resume from their checkpoints
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
 
 from rich.console import Console
 
-from slm.artifact import find_manifest, remove
-from slm.errors import ConfigError, MachineError, PreemptedError
+from slm.errors import ConfigError, MachineError, PreemptedError, SlmError
+from slm.pipeline.batch import refuse_while_queued
 from slm.pipeline.child import Child, StepError, saved_steps
 from slm.pipeline.graph import Plan, Step, state_of, states
 from slm.pipeline.lock import RunLock
 from slm.pipeline.record import Record
 from slm.pipeline.recovery import Recovery
 from slm.pipeline.signals import STOP_GRACE_S, StopSignals
+from slm.pipeline.superseded import clear
 from slm.pipeline.view import View, make_view
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-SUPERSEDED = "superseded"
-"""Folder of a run that keeps the train steps that were made anew."""
+EXPLAINED = (2, 3, 4, 5, 6)
+"""Exit codes of a train step that says itself what is wrong: configuration, data, machine, divergence, checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ def run_pipeline(
     if start:
         _check_reachable(plan, start)
     with RunLock(plan.folder) as lock, StopSignals(time_limit_s) as signals:
+        refuse_while_queued(plan)
         record = Record(plan)
         record.write()
         if start:
@@ -120,24 +120,6 @@ def _above(plan: Plan, name: str) -> set[str]:
     return found
 
 
-def clear(step: Step, record: Record) -> Path | None:
-    """Make room for a step that is made anew. Training may have taken weeks: it is moved, and deleted by people alone.
-
-    Returns:
-        Where a train step's folder has gone, `<run>/superseded/<step>-<n>`; None when there was nothing trained in it.
-    """
-    aside = None
-    if step.kind == "train" and (find_manifest(step.folder) is not None or saved_steps(step)):
-        kept = step.folder.parent / SUPERSEDED
-        kept.mkdir(exist_ok=True)
-        aside = next(path for n in count(1) if not (path := kept / f"{step.name}-{n}").exists())
-        os.replace(step.folder, aside)
-    else:
-        remove(step.folder)
-    record.forget(step)
-    return aside
-
-
 class _Run:
     """The state of one run: what runs now, what was made."""
 
@@ -160,6 +142,8 @@ class _Run:
         self.running: dict[str, Child] = {}
         self.made: list[str] = []
         self.killed: list[str] = []
+        self.unsaved: SlmError | None = None
+        self.asked = False
         self.view: View = make_view(console, len(plan.steps), len(self.done))
 
     def loop(self) -> Outcome:
@@ -175,16 +159,22 @@ class _Run:
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
-        """Whatever ends the run, no child outlives it."""
+        """Whatever ends the run, no child outlives it, and each is asked to save first."""
         try:
             yield
         finally:
-            for name, child in list(self.running.items()):
+            if not self.asked:
+                with contextlib.suppress(OSError, SlmError):
+                    self._stop_all()
+            left = list(self.running.values())
+            for child in left:
                 child.kill(grace_s=10.0)
-                child.close()
-                self.recovery.clear(child.step)
-                self.record.end(child.step, child.seconds, "stopped")
-                del self.running[name]
+            for child in left:
+                with contextlib.suppress(OSError, SlmError):  # a full disk must not keep the others from being told
+                    child.close()
+                    self.recovery.clear(child.step)
+                    self.record.end(child.step, child.seconds, "stopped")
+            self.running.clear()
             self.view.close()
 
     def _start_ready(self) -> None:
@@ -201,7 +191,8 @@ class _Run:
         if state.word == "done":  # an input was made again and came out the same
             self.done.add(step.name)
             return
-        changed = state.word == "partial" and self.record.begun_identity(step.name) not in ("", step.identity)
+        identity = step.identity  # an input that can't be read is an error here, before anything is moved
+        changed = state.word == "partial" and self.record.begun_identity(step.name) not in ("", identity)
         if step.kind == "train" and (state.word == "stale" or changed):
             why = "configuration or inputs changed" if changed else state.why
             aside = clear(step, self.record)
@@ -225,7 +216,7 @@ class _Run:
             self.signals.look_at_clock()
             if self.signals.count:
                 self._stop_all()
-                raise self.signals.error(self.killed)
+                raise self._stopped()
             self.view.tick([(child, self.number[name]) for name, child in self.running.items()])
             time.sleep(POLL_S)
 
@@ -236,8 +227,9 @@ class _Run:
         word = "done" if error is None else ("preempted" if isinstance(error, PreemptedError) else "failed")
         self.record.end(child.step, child.seconds, word)
         if self.signals.count and error is not None:
+            self._note_unsaved(child, error)
             self._stop_all()
-            raise self.signals.error(self.killed)
+            raise self._stopped()
         self.view.ended(child, self.number[name], error.what.splitlines()[0] if error else "")
         if error is not None:
             if isinstance(error, StepError) and error.may_succeed_again and self._starts_again(child, error):
@@ -274,20 +266,23 @@ class _Run:
 
     def _stop_all(self) -> None:
         """Ask what runs to stop, wait for it; a second Ctrl-C or the grace time ends it at once."""
+        self.asked = True
         if not self.running:
             return
-        asked = self.signals.count
+        for child in self.running.values():
+            child.ask_to_stop()
         self.view.note("stopping: running steps save first (Ctrl-C again: at once)")
         end = time.monotonic() + STOP_GRACE_S
-        while self.running and time.monotonic() < end and self.signals.count <= max(asked, 1):
+        while self.running and time.monotonic() < end and not self.signals.at_once:
             for name, child in list(self.running.items()):
                 code = child.poll()
                 if code is None:
                     child.ask_to_stop()
                 else:
-                    done = child.outcome(code) is None
+                    error = child.outcome(code)
+                    self._note_unsaved(child, error)
                     child.close()
-                    self.record.end(child.step, child.seconds, "done" if done else "stopped")
+                    self.record.end(child.step, child.seconds, "stopped" if error else "done")
                     del self.running[name]
             time.sleep(POLL_S)
         for name, child in self.running.items():
@@ -295,9 +290,17 @@ class _Run:
             self.recovery.clear(child.step)
             self.killed.append(name)
 
+    def _note_unsaved(self, child: Child, error: SlmError | None) -> None:
+        """A train step that was asked to save and says why it could not, is what the run ends with."""
+        if child.step.kind == "train" and error is not None and error.exit_code in EXPLAINED:
+            self.unsaved = self.unsaved or error
+
+    def _stopped(self) -> SlmError:
+        return self.unsaved or self.signals.error(self.killed)
+
     def _complain_if_blocked(self) -> None:
         if self.signals.count:
-            raise self.signals.error(self.killed)
+            raise self._stopped()
         left = [step for step in self.plan.steps if step.name in self.chosen and step.name not in self.done]
         if left:
             needs = [need for need in left[0].needs if need not in self.done]

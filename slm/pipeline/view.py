@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+@contextlib.contextmanager
+def to_nobody_too() -> Iterator[None]:
+    """A terminal that was closed, or a pipe whose reader has gone, ends no run: rich answers with SystemExit."""
+    with contextlib.suppress(OSError, SystemExit):
+        yield
+
+
 class View:
     """Plain lines: one when a step starts, one each ten seconds while it runs, one when it ends.
 
@@ -98,7 +106,8 @@ class View:
         """Nothing more is coming."""
 
     def _print(self, text: str, style: str = "") -> None:
-        self.console.print(escape(text), style=style or None, highlight=False, soft_wrap=True)
+        with to_nobody_too():
+            self.console.print(escape(text), style=style or None, highlight=False, soft_wrap=True)
 
 
 def _closing_words(child: Child) -> str:
@@ -152,7 +161,8 @@ class LiveView(View):
         self._progress.update(self._all, completed=self.done, count=f"{self.done}/{self.total}")
 
     def close(self) -> None:
-        self._progress.stop()
+        with to_nobody_too():
+            self._progress.stop()
 
 
 def make_view(console: Console, total: int, done: int) -> View:

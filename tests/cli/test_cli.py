@@ -197,3 +197,10 @@ def test_demo_without_gradio_or_with_a_wrong_value(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", "runs/x"]) == 4
     assert "pip install 'slm[demo]'" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_path(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "lr=1e-4")]) != 0
+    assert "usage" not in capsys.readouterr().err
+    assert main(["report", "again=1"]) == 2
+    assert "usage" in capsys.readouterr().err

@@ -7,15 +7,19 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from slm.cli.app import main
-from slm.errors import ConfigError
+from slm.config.site import SiteConfig
+from slm.errors import ConfigError, MachineError
 from slm.pipeline import commands
+from slm.pipeline.batch import submit
 from slm.pipeline.record import read_record
+from slm.pipeline.run import run_pipeline
 
 ROOT = Path(__file__).parents[2]
 PICO = "ds_configs/pipelines/pico.yaml"
@@ -196,6 +200,37 @@ def test_sbatch_that_refuses_is_an_error_with_its_words(tmp_path, capsys, stand_
     assert main(["pipeline", PICO, "--where", "slurm", f"runs={tmp_path}/runs"]) == 4
     assert "sbatch refused: sbatch: error: invalid account" in capsys.readouterr().err
     assert main(["pipeline", PICO, "--where", "slurm", "--from", "llm", f"runs={tmp_path}/runs"]) == 2
+
+
+def in_words(plan):
+    """The plan with commands that fit into a script's line."""
+    return replace(plan, steps=tuple(replace(step, argv=("true",)) for step in plan.steps))
+
+
+def test_a_stale_stage_is_set_aside_and_no_pipeline_joins_a_queued_run(make_plan, screen, stand_in, tmp_path):
+    run_pipeline(make_plan({"a": {"kind": "train", "text": "one"}}), screen)
+    stand_in("sbatch", "print(101)")
+    said: list[str] = []
+    changed = in_words(make_plan({"a": {"kind": "train", "text": "two"}, "b": {"kind": "train", "needs": ["a"]}}))
+    with pytest.raises(ConfigError, match="step 'b' needs a, not done yet"):
+        submit(changed, {"b"}, SiteConfig(), said.append)
+    assert not stand_in.calls() and (changed.folder / "a").exists()
+    assert submit(changed, {"a"}, SiteConfig(), said.append) == {"run.a": "101"}
+    kept = changed.folder / "superseded" / "a-1"
+    assert (kept / "result.txt").read_text() == "one" and f"a: made anew, the old one is {kept}" in said
+    stand_in("squeue", "print('101 PENDING None')")
+    with pytest.raises(MachineError, match="1 jobs of this run still wait or run"):
+        run_pipeline(changed, screen)
+
+
+def test_from_hands_over_again_what_is_done(make_plan, screen, stand_in):
+    plan = make_plan({"a": {"kind": "train"}})
+    run_pipeline(plan, screen)
+    stand_in("sbatch", "print(101)")
+    plan = in_words(plan)
+    assert submit(plan, {"a"}, SiteConfig(), lambda _: None) == {}
+    assert submit(plan, {"a"}, SiteConfig(), lambda _: None, again=True) == {"run.a": "101"}
+    assert (plan.folder / "superseded" / "a-1" / "result.txt").exists()
 
 
 @pytest.mark.parametrize("name", ["a;touch x", "`touch x`", "$(touch x)", "a\nb", "-rf"])

@@ -137,6 +137,7 @@ def test_what_is_no_length_of_time(text):
 # hosts
 
 
+OWN = ["/there/.env", "out=runs/a"]
 SSH = ["sh", "-c", "shift 2; exec python3 -", "ssh"]
 """Stands in for ssh: the program that would run on the host runs here."""
 
@@ -144,18 +145,20 @@ SSH = ["sh", "-c", "shift 2; exec python3 -", "ssh"]
 def test_only_the_steps_own_ranks_and_launchers_are_ended(tmp_path):
     word = f"out={tmp_path}/asr"
     sleep = "import time; time.sleep(120)"
-    mine = [["-c", sleep, "--local_rank=0", word], ["-c", sleep, "deepspeed.launcher.launch", word]]
+    run = str(tmp_path / ".env")
+    mine = [["-c", sleep, "--local_rank=0", run, word], ["-c", sleep, "deepspeed.launcher.launch", run, word]]
     others = [
-        ["-c", sleep, "--local_rank=0", word + "2"],
-        ["-c", sleep, word],
-        ["-c", sleep, f"x {word}", "--local_rank=1"],
+        ["-c", sleep, "--local_rank=0", run, word + "2"],
+        ["-c", sleep, run, word],
+        ["-c", sleep, f"x {word}", run, "--local_rank=1"],
+        ["-c", sleep, "--local_rank=0", "another/.env", word],
     ]
     started = [subprocess.Popen([sys.executable, *argv]) for argv in (*mine, *others)]
     started[0].send_signal(signal.SIGSTOP)
     try:
-        assert end_on_hosts(["n1"], word, ssh=SSH) == {}
+        assert end_on_hosts(["n1"], [run, word], ssh=SSH) == {}
         assert [process.wait(10) != 0 for process in started[:2]] == [True, True]
-        assert [process.poll() for process in started[2:]] == [None] * 3
+        assert [process.poll() for process in started[2:]] == [None] * 4
     finally:
         for process in started:
             process.kill()
@@ -164,8 +167,8 @@ def test_only_the_steps_own_ranks_and_launchers_are_ended(tmp_path):
 
 def test_a_host_that_does_not_answer_is_named():
     refuses = ["sh", "-c", "echo no route to host >&2; exit 255", "ssh"]
-    assert end_on_hosts(["n1", "n2"], "out=x", ssh=refuses) == dict.fromkeys(["n1", "n2"], "no route to host")
-    assert end_on_hosts(["n1"], "out=x", ssh=["sleep", "60"][:1], patience_s=5) != {}
+    assert end_on_hosts(["n1", "n2"], ["out=x"], ssh=refuses) == dict.fromkeys(["n1", "n2"], "no route to host")
+    assert end_on_hosts(["n1"], ["out=x"], ssh=["sleep", "60"][:1], patience_s=5) != {}
 
 
 @pytest.fixture
@@ -174,10 +177,12 @@ def on_hosts(make_plan, monkeypatch):
 
     def make(gone, least):
         plan = make_plan({"a": {"kind": "train", "code": ""}})
-        step = plan.step("a").__class__(**{**vars(plan.step("a")), "argv": ("deepspeed", "'out=runs/a'")})
+        step = plan.step("a").__class__(
+            **{**vars(plan.step("a")), "argv": ("deepspeed", "train.py", "--env-file", OWN[0], "'out=runs/a'")}
+        )
         monkeypatch.setattr(
             "slm.pipeline.recovery.end_on_hosts",
-            lambda hosts, word: {host: "no route" for host in hosts if host in gone and word == "out=runs/a"},
+            lambda hosts, words: {host: "no route" for host in hosts if host in gone and words == OWN},
         )
         plan.folder.mkdir(parents=True, exist_ok=True)
         recovery = OnHosts([Host("n1", 2), Host("n2", 2)], lambda path: plan, most=3, least=least)
