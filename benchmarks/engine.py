@@ -134,10 +134,11 @@ def prepare(size: str, device: str, work: Path) -> None:
 
 
 def install_trl(folder: Path) -> None:
-    """TRL alone, into a folder of its own, if it is not there."""
+    """TRL alone, into a folder of its own, if it is not there; without a package index its contenders fail, alone."""
     if not folder.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "--target", str(folder), TRL], check=True)
+        if subprocess.run([*pip, "--target", str(folder), TRL]).returncode:
+            print("TRL can't be installed here: its contenders will fail", flush=True)
 
 
 def peak_flops(device: str) -> float | None:

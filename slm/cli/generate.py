@@ -89,18 +89,14 @@ def open_speaker(asking: Asking) -> Speaker:
     import torch
 
     from slm.engine.load import load_any
-    from slm.errors import MachineError
     from slm.generation import answers
+    from slm.speech.xlsr_network import find_device
 
-    device = asking.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not device.startswith("cpu") and not torch.cuda.is_available():
-        raise MachineError(f"no device {device!r} here", where="--device", mend="--device cpu")
+    device = str(find_device(asking.device))
     dtype = torch.float32 if device.startswith("cpu") else torch.bfloat16
     loaded = load_any(asking.model, device=device, dtype=dtype, lora_scale=asking.lora_scale)
     speech = asking.speech or answers.find_speech(asking.model, loaded.vocabulary.units)
-    return answers.open_speaker(loaded, speech, language=asking.language, speaker=asking.speaker)
+    return answers.open_speaker(loaded, speech, device=asking.device, language=asking.language, speaker=asking.speaker)
 
 
 def fingerprint_of(model: str) -> str:

@@ -14,12 +14,21 @@ from slm.errors import ConfigError, InterruptedRunError, PreemptedError, SlmErro
 
 
 def mark(folder: str | Path) -> str:
-    """Tells one writing of the step's `status.json` from the next; `-` without one."""
+    """Tells one writing of `status.json` from the next (`-` without one), and the newest checkpoint's step."""
+    return f"{_stamp(folder)}/{_saved(folder)}"
+
+
+def _stamp(folder: str | Path) -> str:
     try:
         found = (Path(folder) / STATUS).stat()
     except OSError:
         return "-"
     return f"{found.st_ino}:{found.st_mtime_ns}"
+
+
+def _saved(folder: str | Path) -> int:
+    names = [path.name.removeprefix("step_") for path in Path(folder).glob("checkpoints/step_*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def judge(kind: str, folder: str | Path, before: str, code: int) -> tuple[int, str]:
@@ -34,7 +43,8 @@ def judge(kind: str, folder: str | Path, before: str, code: int) -> tuple[int, s
         The exit code of `slm.errors` that tells it, and a few words.
     """
     made = find_manifest(folder) is not None
-    status = (read_status(folder) or {}) if kind == "train" and mark(folder) != before else {}
+    stamp, _, saved = before.partition("/")
+    status = (read_status(folder) or {}) if kind == "train" and _stamp(folder) != stamp else {}
     state, step = status.get("state"), status.get("step", "?")
     if made and (state == "done" or code == 0):
         return 0, "done"
@@ -42,6 +52,9 @@ def judge(kind: str, folder: str | Path, before: str, code: int) -> tuple[int, s
         return InterruptedRunError.exit_code, f"interrupted, saved at step {step}"
     if state == "preempted":
         return PreemptedError.exit_code, f"saved at step {step}, to be continued"
+    if state == "failed" and status.get("lost") and _saved(folder) > int(saved or 0):
+        words = f"lost a rank or a host, and got further: continues from step {_saved(folder)}"
+        return PreemptedError.exit_code, f"{words} ({status.get('reason')})"
     if state == "failed":
         words = f"failed on {status.get('host')}, rank {status.get('rank')}, step {step}: {status.get('reason')}"
         return int(status.get("exit_code") or code or 1), words

@@ -12,7 +12,7 @@ from torch import nn
 
 from slm.config.stage import Every, StageConfig
 from slm.engine.deepspeed_config import joined
-from slm.engine.distributed import Place
+from slm.engine.distributed import Place, rank_seed
 from slm.engine.operators import import_muon_uncompiled, prepare_operators
 from slm.engine.table_optimizer import TableOptimizer, join_optimizer
 from slm.engine.tables import split_over_ranks
@@ -71,6 +71,8 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     if tables:
         join_optimizer(engine, TableOptimizer(tables, config.optim))
+    # Until here all ranks draw the same numbers, for the same new weights; from here each its own, for dropout.
+    torch.manual_seed(rank_seed(config.seed, 0, place.rank))
     return engine, ds_config
 
 

@@ -30,7 +30,7 @@ from slm.artifact import (
     write_json,
     write_manifest,
 )
-from slm.engine.distributed import Place, gather_dicts, together
+from slm.engine.distributed import Place, gather_dicts, rank_seed, together
 from slm.engine.pickles import require_known_pickles
 from slm.engine.read_back import require_same_parameters, require_written
 from slm.engine.reshard import load_resharded
@@ -281,7 +281,7 @@ class Checkpoints:
             )
         log.info("%s was saved by %d ranks, this job has %d: resharding", path, world_size, self.place.world_size)
         load_resharded(engine, path, TAG, self.place)
-        torch.manual_seed(int(digest([seed, state.step, self.place.rank])[:15], 16))
+        torch.manual_seed(rank_seed(seed, state.step, self.place.rank))
         return state
 
     def _load_same(self, engine: Any, path: Path) -> None:

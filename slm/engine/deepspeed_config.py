@@ -30,8 +30,18 @@ def accumulation(config: StageConfig, world_size: int) -> int:
 
 
 def joined(config: StageConfig, world_size: int, bf16: bool) -> dict[str, Any]:
-    """The complete DeepSpeed configuration of this run."""
+    """The complete DeepSpeed configuration of this run.
+
+    Raises:
+        ConfigError: rows that can't be shared, see `accumulation`, or ZeRO-1 with bf16.
+    """
     values = with_places(read_zero_json(config.zero), config.zero)
+    if bf16 and values["zero_optimization"].get("stage") == 1:
+        raise ConfigError(
+            "ZeRO-1 in bf16 keeps its fp32 weights where no checkpoint of this program finds them",
+            where=config.zero,
+            mend="stage 2 (ds_configs/zero/zero2.json) needs no more than it, or precision: fp32",
+        )
     return {
         **values,
         "train_micro_batch_size_per_gpu": config.batch.micro_rows,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from slm.artifact import digest
 from slm.errors import LostRankError, MachineError, SlmError, from_os_error
 
 Found = TypeVar("Found")
@@ -54,17 +55,32 @@ def find_place() -> Place:
     """Read this process's place from the launcher's variables; alone without them.
 
     Raises:
-        MachineError: the variables contradict one another.
+        MachineError: the variables contradict one another, or there are more ranks here than GPUs.
     """
     rank, world_size, local_rank = _variable("RANK", 0), _variable("WORLD_SIZE", 1), _variable("LOCAL_RANK", 0)
     if not 0 <= rank < world_size:
         raise MachineError(
             f"RANK={rank} does not fit WORLD_SIZE={world_size}", mend="unset stale variables, or start by the launcher"
         )
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        if local_rank >= torch.cuda.device_count():
+            raise MachineError(
+                f"rank {rank} is number {local_rank} of this host, which has {torch.cuda.device_count()} GPUs",
+                mend="start as many ranks as there are GPUs, or set DS_ACCELERATOR=cpu",
+            )
         torch.cuda.set_device(local_rank)
         return Place(rank, world_size, local_rank, torch.device("cuda", local_rank))
     return Place(rank, world_size, local_rank, torch.device("cpu"))
+
+
+def rank_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the numbers that a rank alone draws from a step on, as dropout does."""
+    return int(digest([seed, step, rank])[:15], 16)
+
+
+def ranks_here(place: Place) -> int:
+    """Ranks of this host, as the launcher says: torchrun by LOCAL_WORLD_SIZE, DeepSpeed by LOCAL_SIZE; else all."""
+    return max(1, min(place.world_size, _variable("LOCAL_WORLD_SIZE", _variable("LOCAL_SIZE", place.world_size))))
 
 
 def prepare_environment() -> None:
@@ -93,7 +109,7 @@ def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
     on_cpu = place.device.type == "cpu"
     if on_cpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        local_world = _variable("LOCAL_WORLD_SIZE", place.world_size)
+        local_world = ranks_here(place)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_world)))
     try:

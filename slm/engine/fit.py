@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from slm.config.stage import StageConfig
-from slm.engine.distributed import Place
+from slm.engine.distributed import Place, ranks_here
 from slm.plan.estimate import refuse_what_cannot_fit
 
 
@@ -18,7 +17,7 @@ def require_fit(config: StageConfig, place: Place) -> None:
     Raises:
         MachineError: they are larger.
     """
-    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", place.world_size)))
+    local = ranks_here(place)
     gpu = place.device.type == "cuda"
     memory = torch.cuda.get_device_properties(place.device).total_memory if gpu else available_memory() / local
     refuse_what_cannot_fit(

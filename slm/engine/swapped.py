@@ -61,7 +61,7 @@ def save_swapped(engine: Any, folder: Path, rank: int) -> None:
         file = group_file(folder, rank, group)
         check_tensors(found, str(file))
         save_tensors(found, file)
-        _require_same(found, file)
+        require_same_tensors(found, file)
         if swaps:
             zero.optimizer_swapper.release_swap_buffers(flat)
 
@@ -109,7 +109,12 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"optimizer states can't be read: {error}", where=str(file)) from error
 
 
-def _require_same(written: dict[str, Tensor], file: Path) -> None:
+def require_same_tensors(written: dict[str, Tensor], file: Path) -> None:
+    """Read a file of optimizer states and weights back.
+
+    Raises:
+        CheckpointError: a tensor is not what was written.
+    """
     for key, value in _read(file).items():
         if not torch.equal(value, written[key]):
             raise CheckpointError("optimizer states read back differently", where=f"{file}: {key}")

@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from slm.artifact import read_json, write_json
+from slm.engine.swapped import require_same_tensors
 from slm.engine.table_optimizer import TableOptimizer
 from slm.engine.tables import Table
 from slm.errors import CheckpointError, DataError
-from slm.model.adapter import save_tensors
+from slm.model.adapter import check_tensors, save_tensors
 
 INDEX = "vocabulary.json"
 FORMAT = 1
@@ -30,6 +31,7 @@ def save_tables(tables: TableOptimizer, folder: Path) -> None:
     """Write this rank's rows and their optimizer states; rank 0 also what the files are. Not collective.
 
     Raises:
+        CheckpointError: what was written reads back differently, or is not finite.
         MachineError: no space or no permission.
     """
     place = tables.tables[0].place
@@ -38,10 +40,13 @@ def save_tables(tables: TableOptimizer, folder: Path) -> None:
     for table in tables.tables:
         state = tables.adam.state.get(table.master, {})  # empty before the first step that was taken
         steps = int(state.get("step", 0))
-        moments = (state.get(key, torch.zeros_like(table.master)) for key in STATES[1:])
+        moments = (state[key] if key in state else torch.zeros_like(table.master) for key in STATES[1:])
         states = (table.master.detach(), *(moment.detach() for moment in moments))
         found |= {f"{table.name}:{key}": value.cpu() for key, value in zip(STATES, states, strict=True)}
-    save_tensors(found, rank_file(folder, place.rank))
+    file = rank_file(folder, place.rank)
+    check_tensors(found, str(file))
+    save_tensors(found, file)
+    require_same_tensors(found, file)
     if place.is_main:
         bounds = {table.name: table.bounds for table in tables.tables}
         write_json(folder / INDEX, {"format": FORMAT, "steps": steps, "bounds": bounds})

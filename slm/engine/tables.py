@@ -246,7 +246,7 @@ def split_over_ranks(lm: nn.Module, place: Place, gathered: Gathered) -> list[Ta
     def table_of(weight: nn.Parameter) -> Table:
         with gathered([weight]):
             bounds = bounds_of(weight.shape[0], place.world_size)
-            own = weight.detach()[bounds[place.rank] : bounds[place.rank + 1]].clone()
+            own = weight.detach()[bounds[place.rank] : bounds[place.rank + 1]].to(place.device, copy=True)
         return Table(names[id(weight)], place, bounds, nn.Parameter(own))
 
     tables = [table_of(inner.get_input_embeddings().weight)]

@@ -188,11 +188,17 @@ def taken_apart(task: Task, question: Question, prompt: str, output: Output) -> 
 
 
 def open_speaker(
-    loaded: Loaded, speech: str | Path | None, *, language: str | None = None, speaker: int | None = None
+    loaded: Loaded,
+    speech: str | Path | None,
+    *,
+    device: str = "auto",
+    language: str | None = None,
+    speaker: int | None = None,
 ) -> Speaker:
     """A loaded model with the extractor and, where there is one, the vocoder of a speech folder.
 
     Args:
+        device: where extractor and vocoder run.
         language, speaker: who speaks, for vocoders that have several; None is the vocoder's own choice.
 
     Raises:
@@ -204,9 +210,10 @@ def open_speaker(
         return Speaker(loaded)
     from slm.speech.load import has_vocoder, load_extractor, load_vocoder
 
-    extractor, units = load_extractor(speech)
+    extractor, units = load_extractor(speech, device)
     chosen = language is not None or speaker is not None
-    vocoder = load_vocoder(speech, language=language, speaker=speaker) if chosen or has_vocoder(speech) else None
+    speaks = chosen or has_vocoder(speech)
+    vocoder = load_vocoder(speech, device, language=language, speaker=speaker) if speaks else None
     if loaded.vocabulary.units != units:
         raise DataError(
             "the model was trained on other speech units, or on none", where=str(speech),

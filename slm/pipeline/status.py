@@ -58,7 +58,11 @@ def rows(plan: Plan) -> list[Row]:
             word, why = "failed", f"see {plan.folder}/logs/{step.name}.log"
         elif word == "partial" and step.kind == "train":
             status = read_status(step.folder) or {}
-            if status.get("steps"):
+            if status.get("state") == "failed":  # a SLURM job's own word: no pipeline was there to keep it
+                word = "failed"
+                place = f"rank {status.get('rank')} on {status.get('host')}, step {status.get('step')}"
+                why = f"{status.get('reason')} ({place})"
+            elif status.get("steps"):
                 why = f"{status['state']} at step {status['step']} of {status['steps']}; continues"
         if word != "done":
             word, why = _in_the_queue(step, word, why, jobs, alive)

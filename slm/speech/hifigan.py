@@ -17,7 +17,7 @@ from slm.errors import CheckpointError, DataError
 from slm.speech.audio import SAMPLE_RATE
 from slm.speech.hifigan_voices import Voice, Voices
 from slm.speech.load import SPEECH_FILE
-from slm.speech.xlsr_network import find_device
+from slm.speech.xlsr_network import exact_convolutions, find_device
 from slm.tokens.vocabulary import UnitSet
 
 VOCODER_FOLDER = "vocoder"
@@ -83,7 +83,7 @@ class CodeHifiGan:
         if not len(numbers):
             return np.zeros(0, np.float32)
         device = next(self.model.parameters()).device
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        with torch.inference_mode(), exact_convolutions():
             codes = self.model.unit_embedding(torch.from_numpy(numbers).to(device))[None]
             lengths = self._lengths(codes, len(numbers), durations).to(device)
             codes = torch.repeat_interleave(codes, lengths, dim=1).transpose(1, 2)

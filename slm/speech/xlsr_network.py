@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +129,7 @@ class Network:
             batch[row, : len(wave)] = wave
         counts = [self.frames(len(wave)) for wave in waves]
         heard = [self.frames(count) for count in audible]
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        with torch.inference_mode(), exact_convolutions():
             hidden = self._front(torch.from_numpy(batch).to(self.device, self.model.dtype))
             seen = None
             if min(heard) < hidden.shape[1]:
@@ -185,6 +186,14 @@ def read_network_config(folder: str | Path, layer: int) -> dict[str, Any]:
     if SAMPLE_RATE % int(np.prod(about.get("conv_stride", [5, 2, 2, 2, 2, 2, 2]))):
         raise CheckpointError("the network has no whole number of units a second", where=str(path))
     return about
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """On a GPU: the same sums every time, of numbers that are not rounded to TF32 on the way, as on a CPU."""
+    import torch
+
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return cast(AbstractContextManager[None], flags)
 
 
 def find_device(name: str) -> torch.device:

@@ -182,7 +182,7 @@ def test_generate_wants_one_kind_of_question(capsys):
         (["--data", "nowhere.jsonl", "--out", "x"], 3, "can't be loaded"),
         (["--data", "a.jsonl", "--out", "x", "--push-to-hub", "me/answers"], 2, "HF_TOKEN"),
         (["--text", "a"], 6, "no model here"),
-        (["--text", "a", "--device", "cuda:9"], 4, "no device 'cuda:9'"),
+        (["--text", "a", "--device", "cuda:9"], 4, "no such device: cuda:9"),
     ],
 )
 def test_what_generate_refuses_before_any_work(argv, code, told, capsys, monkeypatch):

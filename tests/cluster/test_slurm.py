@@ -152,12 +152,14 @@ def test_sbatch_and_what_it_prints():
 
 
 def test_the_verdict_is_read_from_status_and_manifest(tmp_path):
-    def state(kind, code, *, status=None, manifest=False, old=False):
+    def state(kind, code, *, status=None, manifest=False, old=False, gain=0):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         if status and old:
             write_status(folder, **status)
+        (folder / "checkpoints" / "step_000005").mkdir(parents=True)
         before = mark(folder)
+        (folder / "checkpoints" / f"step_{5 + gain:06d}").mkdir(exist_ok=True)
         if status and not old:
             write_status(folder, **status)
         if manifest:
@@ -171,6 +173,8 @@ def test_the_verdict_is_read_from_status_and_manifest(tmp_path):
     assert state("train", 1, status=saved, old=True) == 1
     assert state("train", 0, status={"state": "preempted", "exit_code": 130}) == 130
     assert state("train", 0, status={"state": "failed", "exit_code": 5}) == 5
+    lost = {"state": "failed", "exit_code": 4, "about": {"lost": True}}
+    assert state("train", 1, status=lost) == 4 and state("train", 1, status=lost, gain=10) == 85
     assert state("train", 0) == 1 and state("train", 137, status={"state": "running"}) == 137
     assert state("eval", 0, manifest=True) == 0 and state("eval", 0) == 1
     assert state("eval", 85) == 85 and state("data", 3, manifest=True) == 3

@@ -16,7 +16,7 @@ from slm.data.loader import Row
 from slm.engine.batch import to_micro_batch
 from slm.engine.build import split_vocabulary_rows
 from slm.engine.deepspeed_config import accumulation, joined
-from slm.engine.distributed import find_place
+from slm.engine.distributed import Place, find_place, rank_seed, ranks_here
 from slm.engine.loop import loss_weights
 from slm.engine.schedule import rate_factor
 from slm.errors import ConfigError, MachineError
@@ -102,7 +102,7 @@ def test_place_without_a_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     place = find_place()
     assert (place.rank, place.world_size, place.is_main) == (0, 1, True)
-    assert place.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert place.device.type == "cpu"  # the tests set DS_ACCELERATOR=cpu
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,39 @@ def test_sources_have_their_weight_in_the_loss():
     stage = config(data={"shards": "s", "loss_weight": 2.0}, replay=[{"shards": "r", "ratio": 0.1, "loss_weight": 0.5}])
     assert loss_weights(stage, ["s", "r"]) == {"s": 2.0, "r": 0.5}
     assert stage.identity() != config().identity()
+
+
+def test_a_rank_without_a_gpu_is_refused_and_a_cpu_accelerator_takes_none(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert find_place().device.type == "cpu"
+    monkeypatch.delenv("DS_ACCELERATOR")
+    with pytest.raises(MachineError, match="number 1 of this host, which has 1 GPUs"):
+        find_place()
+
+
+def test_ranks_of_this_host_are_what_the_launcher_says(monkeypatch):
+    place = Place(0, 8, 0, torch.device("cpu"))
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks_here(place) == 8
+    monkeypatch.setenv("LOCAL_SIZE", "4")
+    assert ranks_here(place) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ranks_here(place) == 2
+
+
+def test_ranks_draw_numbers_of_their_own():
+    assert len({rank_seed(0, step, rank) for step in (0, 5) for rank in range(4)}) == 8
+
+
+def test_zero_1_in_bf16_is_refused(tmp_path):
+    (tmp_path / "zero1.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+    stage = config(zero=str(tmp_path / "zero1.json"))
+    assert joined(stage, 1, bf16=False)["zero_optimization"]["stage"] == 1
+    with pytest.raises(ConfigError, match="ZeRO-1 in bf16") as caught:
+        joined(stage, 1, bf16=True)
+    assert caught.value.where.endswith("zero1.json")

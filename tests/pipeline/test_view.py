@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console
 
-from slm.artifact import write_json
+from slm.artifact import write_json, write_status
 from slm.pipeline.child import Child
 from slm.pipeline.record import Record
 from slm.pipeline.run import run_pipeline
@@ -49,6 +49,14 @@ def test_status_of_a_preempted_stage_says_where_it_continues(make_plan):
     write_json(plan.folder / "a" / "status.json", {"state": "preempted", "step": 40, "steps": 400})
     (row,) = rows(plan)
     assert (row.word, row.why) == ("partial", "preempted at step 40 of 400; continues")
+
+
+def test_status_of_a_stage_that_failed_in_a_job_of_its_own_says_why(make_plan):
+    plan = make_plan({"a": {"kind": "train"}})
+    (plan.folder / "a").mkdir(parents=True)
+    write_status(plan.folder / "a", "failed", exit_code=4, step=7, reason="disk full", rank=3, about={"host": "n2"})
+    (row,) = rows(plan)
+    assert (row.word, row.why) == ("failed", "disk full (rank 3 on n2, step 7)")
 
 
 def test_a_terminal_gets_a_bar_and_a_line_for_each_finished_step(make_plan):
