@@ -13,6 +13,7 @@ from torch import nn
 from slm.config.stage import Every, StageConfig
 from slm.engine.deepspeed_config import joined
 from slm.engine.distributed import Place, rank_seed
+from slm.engine.handover import hand_over_exactly
 from slm.engine.operators import import_muon_uncompiled, prepare_operators
 from slm.engine.table_optimizer import TableOptimizer, join_optimizer
 from slm.engine.tables import split_over_ranks
@@ -69,6 +70,10 @@ def build_engine(config: StageConfig, place: Place) -> tuple[Any, dict[str, Any]
         parameter_groups(lm, config), lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    if bf16 and config.model.previous is not None:
+        previous = resolve(config.model.previous).adapter
+        assert previous is not None  # `_language_model` has continued it
+        hand_over_exactly(engine, lm, tables, previous)
     if tables:
         join_optimizer(engine, TableOptimizer(tables, config.optim))
     # Until here all ranks draw the same numbers, for the same new weights; from here each its own, for dropout.

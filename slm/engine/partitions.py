@@ -27,6 +27,7 @@ class Piece:
         flat: number of the flat fp32 tensor that holds it.
         at: its number among that tensor's parameters (ZeRO-3).
         start, size: its elements in the flat tensor.
+        offset: where it begins in its parameter, whose elements are counted through.
         key: DeepSpeed's id of the parameter.
     """
 
@@ -35,6 +36,7 @@ class Piece:
     at: int
     start: int
     size: int
+    offset: int
     key: Any
 
 
@@ -104,9 +106,10 @@ class Partitions:
             for at, parameter in enumerate(parameters):
                 key = self.zero.get_param_id(parameter)
                 _, start, padded = self.zero.grad_position[key]
-                own = parameter.ds_numel - self.zero._get_param_partition_rank(parameter) * padded
+                offset = self.zero._get_param_partition_rank(parameter) * padded
+                own = parameter.ds_numel - offset
                 if own > 0:
-                    yield Piece(group, flat, at, start, min(own, padded), key)
+                    yield Piece(group, flat, at, start, min(own, padded), offset, key)
 
     def _flat_pieces(self) -> Iterator[Piece]:
         for flat, parameters in enumerate(self.zero.bit16_groups):
@@ -114,5 +117,6 @@ class Partitions:
             for at, parameter in enumerate(parameters):
                 mapping = parameter._hp_mapping
                 if mapping is not None and mapping.hp_fragment_address.numel:
-                    address = mapping.hp_fragment_address
-                    yield Piece(group, flat, at, address.start, address.numel, self.zero.get_param_id(parameter))
+                    address, offset = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+                    key = self.zero.get_param_id(parameter)
+                    yield Piece(group, flat, at, address.start, address.numel, offset, key)
