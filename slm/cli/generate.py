@@ -122,10 +122,10 @@ def ask(asking: Asking, text: str | None, audio: str | None, wav: str, *, as_jso
     from slm.generation.answers import Refused
     from slm.generation.dataset import decoding_of
     from slm.generation.questions import Question, task_of
-    from slm.speech.audio import read_audio, write_audio
+    from slm.speech.audio import read_question, write_audio
 
     task = task_of(asking.task, heard=audio is not None)
-    wave = read_audio(audio)[0] if audio is not None else None
+    wave = read_question(audio) if audio is not None else None
     speaker = open_speaker(asking)
     units = speaker.hear([wave])[0] if wave is not None else []
     question = Question(audio or "--text", text=text or "", units=units, instruction=asking.instruction)

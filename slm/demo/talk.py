@@ -13,7 +13,7 @@ from slm.demo.strip import unit_strip
 from slm.errors import SlmError
 from slm.generation.answers import Answer, Decoding, Refused, Speaker
 from slm.generation.questions import Question, Task, task_of
-from slm.speech.audio import SAMPLE_RATE, read_audio
+from slm.speech.audio import SAMPLE_RATE, read_question
 from slm.stages import RECIPES
 from slm.stages.sqa import split_answer
 
@@ -52,7 +52,7 @@ def reply(
     """
     try:
         found = task_of(None if task == AUTOMATIC else task, heard=audio is not None)
-        units = speaker.hear([read_audio(audio)[0]])[0] if audio is not None else []
+        units = speaker.hear([read_question(audio)])[0] if audio is not None else []
         question = Question("question", text=text, units=units, instruction=instruction)
         answer = speaker.answer(found, [question], decoding)[0]
         if isinstance(answer, Refused):

@@ -42,7 +42,10 @@ def joined(config: StageConfig, world_size: int, bf16: bool) -> dict[str, Any]:
             where=config.zero,
             mend="stage 2 (ds_configs/zero/zero2.json) needs no more than it, or precision: fp32",
         )
+    # Gradients of ranks are summed in fp32 as well, unless the JSON, which owns communication, says otherwise.
+    own = {"communication_data_type": "fp32"} if bf16 else {}
     return {
+        **own,
         **values,
         "train_micro_batch_size_per_gpu": config.batch.micro_rows,
         "gradient_accumulation_steps": accumulation(config, world_size),

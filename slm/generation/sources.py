@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from slm.config.generation import GenerateJob
 from slm.config.listing import listing_digest, walk
 from slm.errors import DataError, SlmError
 from slm.generation.questions import HEARD, Question, Task, task_of
-from slm.speech.audio import read_audio
+from slm.speech.audio import read_question
 
 AUDIO_COLUMN, TEXT_COLUMN = "audio", "text"
 
@@ -142,13 +141,10 @@ def _heard(question: Question, audio: Path | Mapping[str, Any]) -> Asked:
     """The wave of a file, or of {"bytes": …, "path": …} as data sets hold audio; or what is wrong with it."""
     try:
         if isinstance(audio, Path):
-            return Asked(question, read_audio(audio)[0])
+            return Asked(question, read_question(audio))
         if audio.get("bytes") is None:
-            return Asked(question, read_audio(str(audio.get("path")))[0])
-        with tempfile.NamedTemporaryFile(suffix=Path(str(audio.get("path") or "")).suffix) as file:
-            file.write(audio["bytes"])
-            file.flush()
-            return Asked(question, read_audio(file.name)[0])
+            return Asked(question, read_question(str(audio.get("path"))))
+        return Asked(question, read_question(audio["bytes"], where=str(audio.get("path") or "")))
     except SlmError as error:
         return Asked(question, fault=error.what)
 

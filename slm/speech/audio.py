@@ -53,6 +53,10 @@ def check_wave(wave: np.ndarray, rate: int = SAMPLE_RATE, *, where: str = "") ->
     return wave.astype(np.float32, copy=False)
 
 
+LONGEST_QUESTION_S = 3600.0
+"""No model has positions for an hour of speech, and ten hours would fill the memory before anything is said."""
+
+
 def check_heard(wave: np.ndarray, *, where: str = "") -> None:
     """Refuse a wave [samples] in which there is nothing to hear.
 
@@ -83,6 +87,20 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     if not Path(path).is_file():
         raise DataError("audio file not found", where=str(path))
     return decode_audio(path, where=str(path)), SAMPLE_RATE
+
+
+def read_question(source: str | Path | bytes, *, where: str = "") -> np.ndarray:
+    """A recording that a model is asked, float32 [samples] at 16 kHz: a file, or a file's bytes.
+
+    Raises:
+        DataError: see `decode_audio`; longer than `LONGEST_QUESTION_S`, by its header already; or silent.
+    """
+    where = where or str(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise DataError("audio file not found", where=where)
+    wave = decode_audio(source, where=where, longest_s=LONGEST_QUESTION_S)
+    check_heard(wave, where=where)
+    return wave
 
 
 def decode_audio(

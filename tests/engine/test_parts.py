@@ -161,6 +161,15 @@ def test_ranks_draw_numbers_of_their_own():
     assert len({rank_seed(0, step, rank) for step in (0, 5) for rank in range(4)}) == 8
 
 
+def test_gradients_of_ranks_are_summed_in_fp32_unless_the_json_says_otherwise(tmp_path):
+    zero = {"zero_optimization": {"stage": 2}}
+    (tmp_path / "plain.json").write_text(json.dumps(zero))
+    (tmp_path / "own.json").write_text(json.dumps({**zero, "communication_data_type": "bf16"}))
+    stages = [config(zero=str(tmp_path / name)) for name in ("plain.json", "own.json")]
+    assert [joined(stage, 1, bf16=True)["communication_data_type"] for stage in stages] == ["fp32", "bf16"]
+    assert "communication_data_type" not in joined(stages[0], 1, bf16=False)
+
+
 def test_zero_1_in_bf16_is_refused(tmp_path):
     (tmp_path / "zero1.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
     stage = config(zero=str(tmp_path / "zero1.json"))

@@ -5,7 +5,16 @@ import pytest
 import soundfile
 
 from slm.errors import DataError
-from slm.speech.audio import as_wave, check_heard, check_wave, decode_audio, read_audio, resample, write_audio
+from slm.speech.audio import (
+    as_wave,
+    check_heard,
+    check_wave,
+    decode_audio,
+    read_audio,
+    read_question,
+    resample,
+    write_audio,
+)
 
 
 def tone(rate: int, seconds: float = 0.5) -> np.ndarray:
@@ -122,3 +131,17 @@ def test_silence_and_rates_without_speech_are_refused(tmp_path):
     with pytest.raises(DataError, match="too low for speech: 1 Hz"):
         as_wave(tone(16_000), 1, where="row 0")
     assert len(as_wave(np.stack([tone(8_000)] * 8), 8_000, where="row 0")) == 8_000
+
+
+def test_a_question_is_a_file_or_its_bytes_and_neither_silent_nor_hours_long(tmp_path):
+    write_audio(tmp_path / "a.wav", tone(16_000))
+    wave = read_question(tmp_path / "a.wav")
+    np.testing.assert_array_equal(wave, read_question((tmp_path / "a.wav").read_bytes(), where="row 3"))
+    write_audio(tmp_path / "silent.wav", np.zeros(16_000, np.float32))
+    with pytest.raises(DataError, match="silent"):
+        read_question(tmp_path / "silent.wav")
+    soundfile.write(tmp_path / "long.flac", np.zeros(8_000 * 3_700, np.int16), 8_000)
+    with pytest.raises(DataError, match="3,700 s"):
+        read_question(tmp_path / "long.flac")
+    with pytest.raises(DataError, match="not found"):
+        read_question(tmp_path / "gone.wav")
