@@ -36,6 +36,9 @@ LINGER_S = 6.0
 """How long a step may go on after it has said that it failed, or one of its hosts has: launchers wait for ever for
 a stopped process, and pdsh for a host that does not answer. So long may its processes outlive its command, too."""
 
+FAREWELL_S = 600.0
+"""How long a train step that has all it was to make may go on: a tracker may still send what it has."""
+
 _HOST_ENDED = re.compile(r"^pdsh@\S*: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
 _ERROR = re.compile(r"(?:[\w.-]+: )?error: ")
@@ -110,15 +113,19 @@ class Child:
         return False
 
     def _lingers(self) -> bool:
-        """Whether a train step has failed some time ago, by its own word or by that of a host's ssh."""
+        """Whether a train step has ended some time ago, by its own word or by that of a host's ssh."""
         if self.step.kind != "train":
             return False
         state = self._status().get("state", "running")
         if state == "failed" or (state == "running" and self._ended_host() is not None):
-            self._over_since = self._over_since or time.monotonic()
-            return time.monotonic() - self._over_since > LINGER_S
-        self._over_since = 0.0
-        return False
+            patience = LINGER_S
+        elif state in ("done", "preempted"):
+            patience = FAREWELL_S
+        else:
+            self._over_since = 0.0
+            return False
+        self._over_since = self._over_since or time.monotonic()
+        return time.monotonic() - self._over_since > patience
 
     def _ended_host(self) -> tuple[str, int] | None:
         """The first host whose ranks ended with an error, and ssh's exit code; None without one, and without pdsh."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_ranks_that_go_on_for_ever_without_their_launcher_are_ended(make_plan, s
     with pytest.raises(StepError, match="killed by signal 9"):
         run_pipeline(make_plan({"a": {"kind": "train", "code": launched("import time; time.sleep(60)")}}), screen)
     assert processes(tokens[0].token) == []
+
+
+def test_a_step_that_hangs_after_it_has_made_everything_is_done(make_plan, screen, monkeypatch):
+    monkeypatch.setattr("slm.pipeline.child.FAREWELL_S", 0.5)
+    hangs = "import atexit; from slm.artifact import write_status; atexit.register(time.sleep, 60)"
+    hangs += "; write_status(out, 'done')"
+    plan = make_plan({"a": {"kind": "train", "extra": hangs}})
+    began = time.monotonic()
+    assert run_pipeline(plan, screen).made == ("a",)
+    assert time.monotonic() - began < 30
 
 
 class Closed(io.StringIO):
