@@ -30,11 +30,13 @@ def settings(shards):
 def straight(train, settings, tmp_path_factory):
     found = {}
 
-    def run(zero):
-        if zero not in found:
-            found[zero] = train(tmp_path_factory.mktemp("straight") / "asr", ranks=1, zero=zero, **settings)
-            assert found[zero].code == 0, found[zero].text
-        return found[zero]
+    def run(zero, precision="fp32"):
+        key = zero, precision
+        if key not in found:
+            out = tmp_path_factory.mktemp("straight") / "asr"
+            found[key] = train(out, ranks=1, zero=zero, precision=precision, **settings)
+            assert found[key].code == 0, found[key].text
+        return found[key]
 
     return run
 
@@ -79,6 +81,19 @@ def test_split_tables_are_anchored_evaluated_and_resharded_like_whole_ones(train
     split = in_turns(train, tmp_path / "asr", [1, 2, 1], zero="cpu.json", model=model, **settings)
     assert split.code == 0, split.text
     require_close(straight("cpu.json"), split)
+
+
+def test_resharding_in_the_form_of_gpus(train, settings, straight, tmp_path):
+    """bf16, and small weights that ZeRO-3 keeps whole: what fp32 weights a rank has is put together as exactly."""
+    one = straight("zero3.json", "bf16")
+    resumed = in_turns(train, tmp_path / "asr", [1, 2, 1], zero="zero3.json", precision="bf16", **settings)
+    assert resumed.code == 0, resumed.text
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(one.metrics, resumed.metrics, strict=True)]
+    assert len(pairs) == STEPS
+    np.testing.assert_allclose(
+        *zip(*pairs, strict=True), rtol=5e-3
+    )  # bf16 products of other rows are rounded otherwise
+    assert pairs[EVERY - 1][0] == pairs[EVERY - 1][1], "the same rank, before anything was resharded"
 
 
 @pytest.mark.slow
