@@ -105,6 +105,10 @@ def from_os_error(error: OSError, doing: str) -> SlmError:
     return MachineError(f"{error.strerror or error} while {doing}", where=where)
 
 
+KNOWN_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a person can mend: a full or forbidden disk."""
+
+
 def run_entry(main: Callable[[], int | None]) -> int:
     """Run an entry's body and map what it raises to printed lines and an exit code.
 
@@ -123,9 +127,10 @@ def run_entry(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return InterruptedRunError.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in KNOWN_ERRNO:
+            print(redact(traceback.format_exc()), end="", file=sys.stderr, flush=True)
+            return 1
         known = from_os_error(error, "writing")
         print(redact(f"error: {known}"), file=sys.stderr, flush=True)
         return known.exit_code

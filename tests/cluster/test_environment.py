@@ -165,3 +165,14 @@ def test_no_log_and_no_error_shows_a_secret(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err + (tmp_path / "rank0.log").read_text()
     assert CANARY not in shown and shown.count("***") >= 6
     assert "refused: ***" in shown and "error: no access with ***" in shown
+
+
+def test_the_traceback_of_a_fault_shows_no_secret(monkeypatch, capsys):
+    monkeypatch.setenv("OUR_TOKEN", CANARY)
+
+    def fault():
+        raise RuntimeError(f"a fault of ours with {CANARY}")
+
+    assert run_entry(fault) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "a fault of ours with ***" in said and CANARY not in said
