@@ -36,6 +36,12 @@ def nothing_is_left(hosts):
     hosts.clear()
 
 
+def on_both(hosts, runs: Path) -> list[str]:
+    """Options for both hosts, with one thread a rank as on one machine: two threads sum in another order."""
+    (runs / "site.yaml").write_text("forward: [OMP_NUM_THREADS]\n")
+    return ["--where", "hostfile", "--hostfile", str(hosts.hostfile), "--site", str(runs / "site.yaml")]
+
+
 class Runs:
     """Pipelines of one stage, from the same data and base: `new(runs)` is a run folder in which only it is missing."""
 
@@ -51,10 +57,8 @@ class Runs:
         return self.again(runs, *options)
 
     def again(self, runs: Path, *options: str):
-        (runs / "site.yaml").write_text("forward: [OMP_NUM_THREADS]\n")  # one thread a rank, on one host as on two
-        where = ("--where", "hostfile", "--hostfile", str(self.hosts.hostfile), "--site", str(runs / "site.yaml"))
         return self.hosts.begin(
-            self.argv(runs, *where, "--only", "llm", *options),
+            self.argv(runs, *on_both(self.hosts, runs), "--only", "llm", *options),
             cwd=ROOT,
             output=runs / "said",
             PYTHONPATH=str(ROOT),
@@ -239,8 +243,7 @@ def test_ctrl_c_once_saves_on_both_hosts_and_twice_leaves_no_rank(runs, undistur
 def test_the_whole_pipeline_on_two_hosts_is_the_one_machines(hosts, pico_run, prepared, tmp_path):
     """Every loss and weight is the same; an adapter's configuration names its base's folder, which is another."""
     run = prepared(tmp_path)
-    where = ["--where", "hostfile", "--hostfile", str(hosts.hostfile)]
-    argv = [sys.executable, "launcher/pipeline.py", *where, PICO, f"runs={tmp_path}"]
+    argv = [sys.executable, "launcher/pipeline.py", *on_both(hosts, tmp_path), PICO, f"runs={tmp_path}"]
     done = hosts.run(argv, cwd=ROOT, timeout=900, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     stages = sorted(path.parent.name for path in pico_run.glob("*/metrics.jsonl"))
