@@ -14,8 +14,9 @@ help: ## show this list
 quickstart: $(READY) ## speech to spoken language model, its forgetting and the remedies: runs/quickstart/report.html
 	$(BIN)/python launcher/pipeline.py ds_configs/pipelines/tiny.yaml
 
+# three processes on two cores: the longest tests wait for ranks that start, stop, or are found lost
 test: $(READY) ## all tests, no network and no GPU needed
-	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the tests that take minutes each
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

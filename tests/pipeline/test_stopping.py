@@ -80,6 +80,15 @@ class Closed(io.StringIO):
         return super().write(text)
 
 
+@pytest.fixture
+def hangs_up():
+    """Whoever runs the tests may do so under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangs_up")
 def test_a_terminal_that_is_closed_ends_nothing_before_it_has_saved(make_plan, tmp_path):
     out = tmp_path / "run" / "a"
     plan = make_plan({"a": {"kind": "train", "code": waits(out, "(out / 'saved').touch()")}})
