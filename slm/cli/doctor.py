@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from slm.errors import ConfigError, MachineError
 if TYPE_CHECKING:
     from slm.cluster.doctor import Finding
     from slm.cluster.reach import Report
+    from slm.config.site import SiteConfig
 
 MARKS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "bad": "[red]✗[/]"}
 
@@ -34,20 +34,30 @@ def doctor(
     if hostfile is not None and slurm:
         raise ConfigError("--hostfile and --slurm exclude each other", mend="give one of them")
     from slm.cli.common import ROOT
+    from slm.cli.elsewhere import load_site
     from slm.cluster.doctor import examine, launcher_findings, runs_folder
     from slm.cluster.hostfile import Host, read_hostfile
     from slm.cluster.reach import ask_by_ssh, ask_here
 
     hosts: Sequence[Host] = read_hostfile(hostfile) if hostfile is not None else ()
+    place = load_site(site) if slurm else None
 
     def ask(request: dict[str, Any]) -> list[Report]:
         if hosts:
             return ask_by_ssh(hosts, request)
-        return _by_srun(request, site, nodes) if slurm else [ask_here(request)]
+        return _by_srun(request, place, nodes) if place is not None else [ask_here(request)]
 
     findings = [
         *(launcher_findings(hosts) if hosts else ()),
-        *examine(ask, hosts, folder=ROOT, shared=runs_folder(shared), port=port, clear_locks=clear_locks),
+        *examine(
+            ask,
+            hosts,
+            folder=ROOT,
+            shared=runs_folder(shared),
+            port=port,
+            clear_locks=clear_locks,
+            each=place.resources("train").gpus_per_node if place is not None else None,
+        ),
     ]
     bad = sum(finding.level == "bad" for finding in findings)
     if as_json:
@@ -57,14 +67,11 @@ def doctor(
     return MachineError.exit_code if bad else 0
 
 
-def _by_srun(request: dict[str, Any], site: str | None, nodes: int) -> list[Report]:
+def _by_srun(request: dict[str, Any], site: SiteConfig, nodes: int) -> list[Report]:
     from slm.cluster.reach import ask_by_srun
     from slm.cluster.slurm import doctor_argv
-    from slm.config.loader import load_config
-    from slm.config.site import SiteConfig
 
-    config = load_config(SiteConfig, Path(site)) if site is not None else SiteConfig()
-    return ask_by_srun(doctor_argv(config), nodes, request, patience_s=300.0)
+    return ask_by_srun(doctor_argv(site), nodes, request, patience_s=300.0)
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

@@ -79,6 +79,7 @@ def examine(
     shared: Path,
     port: int = DEFAULT_PORT,
     clear_locks: bool = False,
+    each: int | None = None,
 ) -> list[Finding]:
     """Ask the hosts and judge their answers.
 
@@ -87,6 +88,7 @@ def examine(
         hosts: names and slots when they are known beforehand (a hostfile).
         folder: the checkout, which has to be at the same place everywhere.
         shared: folder of the runs, which all hosts have to share.
+        each: ranks of every host, where the hosts are not known beforehand.
 
     Raises:
         MachineError: the shared folder can't be written here.
@@ -96,7 +98,10 @@ def examine(
         here = ask_here({**request, "peers": [], "clear_locks": False})
         reports = ask(request)
     master = hosts[0].name if hosts else ""
-    return judge(reports, Wanted(here, {host.name: host.slots for host in hosts}, master, port))
+    slots = {host.name: host.slots for host in hosts}
+    if each is not None:
+        slots = {report.host: each for report in reports}
+    return judge(reports, Wanted(here, slots, master, port))
 
 
 def preflight(hosts: Sequence[Host], *, folder: Path, shared: Path) -> tuple[list[Finding], str]:
@@ -167,7 +172,11 @@ def _devices(report: Report, wanted: Wanted) -> Outcome:
     if slots is None:
         return "ok", found, ""
     if slots > (gpus or cores):
-        return "bad", f"{found}, slots={slots}", f"slots={gpus or cores} in the hostfile"
+        return (
+            "bad",
+            f"{found}, slots={slots}",
+            f"slots={gpus or cores} in the hostfile, or gpus_per_node in the site file",
+        )
     if gpus and slots < gpus:
         return "warn", f"{found}, slots={slots}", f"slots={gpus} would use all"
     return "ok", f"{found}, slots={slots}", ""

@@ -191,9 +191,10 @@ def collect(request):
 
     Args:
         request: {folder: the checkout, shared: the runs' folder, token: a file to see there, packages: […],
-            peers: names of all hosts, port: rank 0's, clear_locks: bool}.
+            peers: names of all hosts, empty: those of the SLURM job, port: rank 0's, clear_locks: bool}.
     """
     shared = request["shared"]
+    peers = request["peers"] or job_nodes()
     return {
         "host": own_name(),
         "python": platform.python_version(),
@@ -203,8 +204,8 @@ def collect(request):
         "code": code_digest(request["folder"]),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
-        "addresses": {peer: address_of(peer) for peer in request["peers"]},
-        "towards": {peer: interface_towards(peer) for peer in request["peers"]},
+        "addresses": {peer: address_of(peer) for peer in peers},
+        "towards": {peer: interface_towards(peer) for peer in peers},
         "port_free": port_is_free(request["port"]),
         "shared": shared_folder(shared, request["token"]),
         "disk_gib": free_gib(existing(shared)),
@@ -212,6 +213,18 @@ def collect(request):
         "locks": operator_locks(request["clear_locks"]),
         "tools": [name for name in ("c++", "g++", "ninja", "nvcc", "git") if find_tool(name)],
     }
+
+
+def job_nodes():
+    """Names of the nodes of the SLURM job that this runs in; none outside of one."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return []
+    try:
+        argv = ["scontrol", "show", "hostnames", nodes]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=10).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
 
 
 def find_tool(name):

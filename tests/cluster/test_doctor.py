@@ -162,7 +162,7 @@ def test_hostile_folders_are_quoted_through_ssh(name, tmp_path, stand_ins, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_srun_brings_the_answers_of_all_its_tasks(tmp_path, stand_ins):
+def test_srun_brings_the_answers_of_all_its_tasks(tmp_path, stand_ins, monkeypatch):
     stand_ins.add(
         "srun",
         "text = sys.stdin.read()\n"
@@ -171,7 +171,11 @@ def test_srun_brings_the_answers_of_all_its_tasks(tmp_path, stand_ins):
         '    own = \'"host": "\' + os.uname().nodename\n'
         "    print(done.stdout.replace(own, '\"host\": \"' + name), end='', flush=True)",
     )
-    reports = ask_by_srun(["srun", "--partition=gpu"], 2, request(tmp_path), patience_s=60)
+    stand_ins.add("scontrol", "print('n1\\nlocalhost')")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    reports = ask_by_srun(["srun", "--partition=gpu"], 2, request(tmp_path, peers=[]), patience_s=60)
+    assert all(set(report.facts["towards"]) == {"n1", "localhost"} for report in reports)
+    assert stand_ins.calls("scontrol")[0] == ["show", "hostnames", "n[1-2]"]
     assert [report.host for report in reports] == ["n1", "n2"] and all(report.facts["cores"] for report in reports)
     assert stand_ins.calls("srun")[0][:4] == ["--partition=gpu", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     stand_ins.add("srun", "print('srun: error: invalid partition', file=sys.stderr); sys.exit(1)")

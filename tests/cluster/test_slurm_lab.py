@@ -319,6 +319,7 @@ def test_the_doctor_asks_both_nodes(lab, tmp_path):
     findings = json.loads(done.stdout)["findings"]
     reachable = [finding for finding in findings if finding["check"] == "reachable"]
     assert len(reachable) == 2 and {finding["level"] for finding in reachable} == {"ok"}, done.stdout + done.stderr
+    assert sum(finding["check"] == "network" for finding in findings) == 2
 
 
 def test_nothing_is_left_in_the_queue(lab):
