@@ -65,8 +65,12 @@ def test_the_doctor_finds_a_dead_host_and_too_many_slots(hosts, tmp_path):
     assert code == 4 and {("10.77.0.99", "reachable"), (hosts.names[0], "devices")} <= red
 
 
-def test_a_stage_trains_on_two_hosts_through_pdsh(hosts, tmp_path, pico_base, shards):
+@pytest.mark.parametrize("choice", ["all", "--include", "--exclude"])
+def test_a_stage_trains_on_two_hosts_through_pdsh(choice, hosts, tmp_path, pico_base, shards):
     """With the variables in a file of mode 0600, and nothing of them on any command line or in any log."""
+    first, second = hosts.names
+    chosen = {"all": [], "--include": [f"--include={first}:0@{second}:0"], "--exclude": [f"--exclude={second}"]}[choice]
+    took_part = hosts.names[: 1 if choice == "--exclude" else 2]
     out = tmp_path / "run" / "llm"
     stage = {
         "out": str(out),
@@ -82,7 +86,7 @@ def test_a_stage_trains_on_two_hosts_through_pdsh(hosts, tmp_path, pico_base, sh
     env_file = tmp_path / ".env"
     write_environment(env_file, {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_PASSWORD": CANARY})
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    launcher = [deepspeed, "--hostfile", str(hosts.hostfile), "--force_multi", "--master_addr", hosts.names[0]]
+    launcher = [deepspeed, "--hostfile", str(hosts.hostfile), *chosen, "--force_multi", "--master_addr", first]
     script = ["launcher/train.py", "--env-file", str(env_file), "--config", str(tmp_path / "stage.yaml")]
     with command_lines_with(CANARY) as seen:
         done = hosts.run(
@@ -91,9 +95,9 @@ def test_a_stage_trains_on_two_hosts_through_pdsh(hosts, tmp_path, pico_base, sh
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     verify(out)
-    assert read_manifest(out, "stage").about["world_size"] == 2
-    assert all(name in said for name in hosts.names)
-    assert {path.name for path in (out / "logs").iterdir()} == {"rank0.log", "rank1.log"}
+    assert read_manifest(out, "stage").about["world_size"] == len(took_part)
+    assert all(f"{name}: " in said for name in took_part)
+    assert {path.name for path in (out / "logs").iterdir()} == {f"rank{rank}.log" for rank in range(len(took_part))}
     logs = said + "".join(
         path.read_text(errors="replace") for path in out.rglob("*") if path.suffix in (".log", ".txt")
     )
