@@ -84,6 +84,7 @@ class Watch:
             with contextlib.suppress(OSError):
                 line = spoke = Spoke(self._own, config.silent_s, address, *facts)
                 self._host, self._machine = own_host(spoke.address), own_machine(spoke.address)
+                spoke.tell({"sign": vars(self._own())})  # a rank may be lost before its next one, 2 s from now
         if all_sum([float(line is None)], place.device)[0]:
             log.warning("ranks can't connect to rank 0 at %s: a lost rank is found by the time-out alone", address)
             if line is not None:

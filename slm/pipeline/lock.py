@@ -138,7 +138,7 @@ def end_processes(token: str, grace_s: float = GRACE_S) -> None:
         alive = processes(token)
         if not alive:
             return
-        log.info("ending %d processes left by an earlier pipeline", len(alive))
+        log.info("ending %d processes that were left over", len(alive))
         for pid in alive:
             try:
                 os.kill(pid, number)

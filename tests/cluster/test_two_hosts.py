@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from slm.cluster.environment import write_environment
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-a90e-do-not-show"
+DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 pytestmark = pytest.mark.cluster
 
 
@@ -65,6 +67,24 @@ def test_the_doctor_finds_a_dead_host_and_too_many_slots(hosts, tmp_path):
     assert code == 4 and {("10.77.0.99", "reachable"), (hosts.names[0], "devices")} <= red
 
 
+def write_stage(folder: Path, base: Path, shards: Path) -> list[str]:
+    """A stage of three steps for two ranks at most, and its environment file; the script's words for them."""
+    stage = {
+        "out": str(folder / "run" / "llm"),
+        "stage": "llm",
+        "model": {"base": str(base), "lora": {"rank": 4, "alpha": 8, "targets": ["q_proj"]}},
+        "data": {"shards": str(shards), "pack": {"length": 128}},
+        "batch": {"rows": 4, "micro_rows": 1},
+        "optim": {"lr": 5e-3},
+        "duration": {"steps": 3},
+        "zero": str(ROOT / "ds_configs" / "zero" / "cpu.json"),
+    }
+    (folder / "stage.yaml").write_text(yaml.safe_dump(stage))
+    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_PASSWORD": CANARY}
+    write_environment(folder / ".env", variables)
+    return ["launcher/train.py", "--env-file", str(folder / ".env"), "--config", str(folder / "stage.yaml")]
+
+
 @pytest.mark.parametrize("choice", ["all", "--include", "--exclude"])
 def test_a_stage_trains_on_two_hosts_through_pdsh(choice, hosts, tmp_path, pico_base, shards):
     """With the variables in a file of mode 0600, and nothing of them on any command line or in any log."""
@@ -72,22 +92,8 @@ def test_a_stage_trains_on_two_hosts_through_pdsh(choice, hosts, tmp_path, pico_
     chosen = {"all": [], "--include": [f"--include={first}:0@{second}:0"], "--exclude": [f"--exclude={second}"]}[choice]
     took_part = hosts.names[: 1 if choice == "--exclude" else 2]
     out = tmp_path / "run" / "llm"
-    stage = {
-        "out": str(out),
-        "stage": "llm",
-        "model": {"base": str(pico_base), "lora": {"rank": 4, "alpha": 8, "targets": ["q_proj"]}},
-        "data": {"shards": str(shards), "pack": {"length": 128}},
-        "batch": {"rows": 4, "micro_rows": 1},
-        "optim": {"lr": 5e-3},
-        "duration": {"steps": 3},
-        "zero": str(ROOT / "ds_configs" / "zero" / "cpu.json"),
-    }
-    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage))
-    env_file = tmp_path / ".env"
-    write_environment(env_file, {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_PASSWORD": CANARY})
-    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    launcher = [deepspeed, "--hostfile", str(hosts.hostfile), *chosen, "--force_multi", "--master_addr", first]
-    script = ["launcher/train.py", "--env-file", str(env_file), "--config", str(tmp_path / "stage.yaml")]
+    script = write_stage(tmp_path, pico_base, shards)
+    launcher = [DEEPSPEED, "--hostfile", str(hosts.hostfile), *chosen, "--force_multi", "--master_addr", first]
     with command_lines_with(CANARY) as seen:
         done = hosts.run(
             [*launcher, "--master_port", "29611", *script], cwd=ROOT, PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu"
@@ -102,6 +108,21 @@ def test_a_stage_trains_on_two_hosts_through_pdsh(choice, hosts, tmp_path, pico_
         path.read_text(errors="replace") for path in out.rglob("*") if path.suffix in (".log", ".txt")
     )
     assert CANARY not in logs and not seen
+
+
+def test_a_stage_trains_on_two_hosts_through_openmpi(hosts, tmp_path, pico_base, shards):
+    if shutil.which("mpirun") is None:
+        pytest.skip("the Debian package openmpi-bin is missing (make test-cluster installs it)")
+    meeting = f"-x MASTER_ADDR={hosts.names[0]} -x MASTER_PORT=29613"
+    launcher = [DEEPSPEED, "--hostfile", str(hosts.hostfile), "--launcher=openmpi", f"--launcher_args={meeting}"]
+    may = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    script = write_stage(tmp_path, pico_base, shards)
+    done = hosts.run([*launcher, *script], cwd=ROOT, PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu", **may)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    out = tmp_path / "run" / "llm"
+    verify(out)
+    assert read_manifest(out, "stage").about["world_size"] == 2
+    assert {path.name for path in (out / "logs").iterdir()} == {"rank0.log", "rank1.log"}
 
 
 def test_a_pipeline_trains_on_the_hosts_after_it_has_checked_them(hosts, prepared, tmp_path):
