@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CLUSTER_PACKAGES := openssh-server pdsh iproute2 slurm-wlm munge
+CLUSTER_PACKAGES := openssh-server pdsh iproute2 slurm-wlm munge openmpi-bin
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -173,7 +173,7 @@ class _Planner:
         if not self.is_local and (train or self.launch is commands.in_a_batch_job):
             through = {} if self.launch is commands.in_a_batch_job else commands.hosts_environment()
             return through | (commands.cpu_environment() if self.config.device == "cpu" else {})
-        on_gpu = self.has_gpu and self.config.device != "cpu"
+        on_gpu = self._on_gpu
         environment = {"CUDA_VISIBLE_DEVICES": ""} if self.has_gpu and not on_gpu else {}
         if isinstance(step, TrainStep):
             environment |= commands.train_environment(step.ranks or self.config.ranks, self.cores, on_gpu)
@@ -208,9 +208,18 @@ class _Planner:
         values.update(step.set)
         overlays = [find_config(overlay) for overlay in step.overlays]
         slots = min(step.slots or self.slots, self.slots) if self.is_local else self.slots
+        if self.is_local and self._on_gpu and slots < self.slots:
+            raise ConfigError(
+                f"steps.{name}.slots: steps that train side by side on one machine would take the same GPUs",
+                mend="leave slots out, or put the chains on nodes of their own: --where slurm",
+            )
         job = load_config(StageConfig, find_config(step.config), commands.overrides(values), overlays)
         script = commands.train(step.config, step.overlays, values)
         return job, self.launch(script, step.ranks or self.config.ranks), slots
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.has_gpu and self.config.device != "cpu"
 
     def _expand(self, name: str, step: ExpandStep) -> tuple[Job, list[str], int]:
         values: dict[str, Any] = {"out": self.folder(name), "model": self.folder(step.model)}

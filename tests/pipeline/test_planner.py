@@ -200,3 +200,9 @@ def test_a_step_that_builds_one_shard_set_is_named_by_itself(tmp_path):
     assert plan.step("asr-data").job.kind == "shards"
     assert "data_shards/build.py data_shards/jobs/librispeech_asr.yaml" in " ".join(plan.step("asr-data").argv)
     assert states(plan)["asr-data"].word in ("missing", "stale")
+
+
+def test_steps_that_would_take_the_same_gpus_do_not_train_side_by_side():
+    assert make_plan(load_pipeline(PICO), cores=8, has_gpu=True).step("naive-asr").slots == 1  # its device is cpu
+    with pytest.raises(ConfigError, match=r"steps\.naive-asr\.slots: .* the same GPUs"):
+        make_plan(load_pipeline(PICO, ["device=auto"]), cores=8, has_gpu=True)
