@@ -38,8 +38,9 @@ class Strict(BaseModel):
         found = {}
         for model in reversed(cls.__mro__):
             if issubclass(model, Strict):
-                body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body  # type: ignore[attr-defined]
-                for field, text in pairwise(body):
+                (written,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+                assert isinstance(written, ast.ClassDef)
+                for field, text in pairwise(written.body):
                     if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                         found[ast.unparse(field.target)] = inspect.cleandoc(ast.literal_eval(text.value))
         return found

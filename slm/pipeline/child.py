@@ -29,6 +29,8 @@ from slm.pipeline.signals import STOP_GRACE_S
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+EXPLAINED = (2, 3, 4, 5, 6)
+"""Exit codes of a train step that says itself what is wrong: configuration, data, machine, divergence, checkpoint."""
 STOP = "STOP"
 """A file of this name in a train step's folder makes its ranks save at the next step boundary and end."""
 
@@ -246,7 +248,7 @@ class Child:
         )
         failure.may_succeed_again = self._may_succeed_again(status, code)
         typed = status.get("exit_code") or code
-        failure.exit_code = typed if typed in (2, 3, 4, 5, 6) else 1
+        failure.exit_code = typed if typed in EXPLAINED else 1
         return failure
 
     def _may_succeed_again(self, status: dict[str, Any], code: int) -> bool:
@@ -254,7 +256,7 @@ class Child:
         if self.step.kind != "train" or status.get("state") == "done":
             return False
         explained = status["exit_code"] if status.get("state") == "failed" else code
-        return bool(status.get("lost")) or explained not in (2, 3, 4, 5, 6)
+        return bool(status.get("lost")) or explained not in EXPLAINED
 
     def reached(self) -> int:
         """Optimizer steps that the train step had taken when it was last heard of; 0 of others."""

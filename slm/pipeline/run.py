@@ -17,7 +17,7 @@ from rich.console import Console
 
 from slm.errors import ConfigError, MachineError, PreemptedError, SlmError
 from slm.pipeline.batch import refuse_while_queued
-from slm.pipeline.child import Child, StepError, saved_steps
+from slm.pipeline.child import EXPLAINED, Child, StepError, saved_steps
 from slm.pipeline.graph import Plan, Step, state_of, states
 from slm.pipeline.lock import RunLock
 from slm.pipeline.record import Record
@@ -29,8 +29,6 @@ from slm.pipeline.view import View, make_view
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-EXPLAINED = (2, 3, 4, 5, 6)
-"""Exit codes of a train step that says itself what is wrong: configuration, data, machine, divergence, checkpoint."""
 
 
 @dataclass(frozen=True)
