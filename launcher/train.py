@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from slm.errors import ConfigError, run_entry
+from slm.startup import importing
 
 STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,10 +71,11 @@ def main() -> int:
 
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    from slm.engine.distributed import prepare_environment
+    with importing():
+        from slm.engine.distributed import prepare_environment
 
-    prepare_environment()  # before anything imports deepspeed
-    from slm.engine.run import train
+        prepare_environment()  # before anything imports deepspeed
+        from slm.engine.run import train
 
     return train(config, command=shlex.join(["python", *sys.argv]), end=limit)
 

@@ -116,7 +116,9 @@ def run_entry(main: Callable[[], int | None]) -> int:
     full or forbidden disk, and Ctrl-C) keep their traceback. Values of secret environment variables are not shown.
     """
     from slm.log import redact
+    from slm.startup import leave_without_collecting
 
+    leave_without_collecting()
     try:
         return main() or 0
     except SlmError as error:

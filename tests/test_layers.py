@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"errors", "log", "remote", "hub", "artifact"},
+    {"errors", "log", "startup", "remote", "hub", "artifact"},
     {"config", "parts"},
     {"tokens", "losses", "plan"},
     {"speech"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"engine"},
 ]
 LIGHT = {"cluster", "report", "pipeline"}
-LIGHT_MAY = {"errors", "log", "remote", "artifact", "config"}
+LIGHT_MAY = {"errors", "log", "startup", "remote", "artifact", "config"}
 CLI = {"cli", "__main__"}
 FENCES = {
     "deepspeed": {"engine"},

@@ -10,6 +10,7 @@ import typer
 
 from slm.cli.common import job_from, need
 from slm.errors import ConfigError
+from slm.startup import importing
 
 Pairs = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", show_default=False)]
 File = Annotated[str | None, typer.Argument(show_default=False)]
@@ -44,10 +45,11 @@ def train(
     adopt_ranks()
     path = need(config, "slm train --config CONFIG [--with OVERLAY] [key=value …]", "ds_configs/*/*.yaml")
     stage = load_config(StageConfig, path, overrides or [], overlay or [])
-    from slm.engine.distributed import prepare_environment
+    with importing():
+        from slm.engine.distributed import prepare_environment
 
-    prepare_environment()  # before anything imports deepspeed
-    from slm.engine.run import train as run
+        prepare_environment()  # before anything imports deepspeed
+        from slm.engine.run import train as run
 
     return run(stage, command=" ".join(["slm", *sys.argv[1:]]))
 
