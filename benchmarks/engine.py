@@ -54,8 +54,10 @@ def cuda_contenders(size: str) -> list[Job]:
     """Settings of ours, and the HF stack with and without checkpointing."""
     from importlib.util import find_spec
 
+    from slm.model.attention import KERNEL
+
     found = []
-    for backend in ["sdpa", *(["flash_attention_2"] if find_spec("flash_attn") else [])]:
+    for backend in ["sdpa", KERNEL, *(["flash_attention_2"] if find_spec("flash_attn") else [])]:
         for checkpointing in ("none", "all"):
             for chunk in (512, 2048, 8192):
                 model = {"activation_checkpointing": checkpointing, "head_chunk": chunk}

@@ -164,7 +164,7 @@ def main() -> None:
     imports = memory_mb("VmRSS")
     same_adapters()
     if job.attention:
-        attention.training_backend = lambda device_type: job.attention
+        attention.training_backend = lambda *_: job.attention
     place = find_place()
     with process_group(place):
         run = open_run(job, stage_config(job, folder), place, read_documents(folder.parent / "documents.npz"))

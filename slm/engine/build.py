@@ -87,7 +87,8 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
         raise CheckpointError(
             "model.base is an adapter", where=config.model.base, mend="give its base, and the adapter as model.previous"
         )
-    lm = load_base(reference.base, dtype=dtype, attention=attention.training_backend(place.device.type))
+    lm = load_base(reference.base, dtype=dtype)
+    lm.set_attn_implementation(attention.training_backend(place.device, dtype, lm.config))
     lm.config.use_cache = False
     if config.model.train == "lora":
         whole = whole_modules(lm, config.model.also_train)

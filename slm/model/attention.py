@@ -1,11 +1,14 @@
 """Attention inside documents of a packed row.
 
-transformers masks packed rows by their position resets, which builds a dense T x T mask on a CPU.
-`slm_documents` runs SDPA a document at a time instead: no mask, cost in the documents' own lengths.
+transformers masks packed rows by their position resets, which builds a dense T x T mask under SDPA.
+`slm_documents` runs SDPA a document at a time instead, for CPUs; `slm_kernel` is the flash kernel that
+torch itself brings for rows of documents, for GPUs without the flash_attn package. Both: no mask, cost
+in the documents' own lengths.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
@@ -16,6 +19,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 DOCUMENTS = "slm_documents"
+KERNEL = "slm_kernel"
+
+log = logging.getLogger(__name__)
 
 
 def document_attention(
@@ -27,6 +33,7 @@ def document_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     document_lengths: list[int],
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -35,14 +42,22 @@ def document_attention(
     Args:
         query: (1, heads, T, head_dim), rotary positions applied.
         key, value: (1, key_value_heads, T, head_dim).
+        sliding_window: tokens that a token sees at most, itself among them; None is all before it.
         document_lengths: tokens of each document in order; they sum to T.
 
     Returns:
         (1, T, heads, head_dim), and None for the weights.
     """
     grouped = query.shape[1] != key.shape[1]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen = _window_mask(q.shape[2], sliding_window, q.device)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, dropout_p=dropout, is_causal=seen is None, scale=scaling, enable_gqa=grouped
+        )
+
     parts = [
-        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
+        attend(q, k, v)
         for q, k, v in zip(
             query.split(document_lengths, 2),
             key.split(document_lengths, 2),
@@ -53,9 +68,50 @@ def document_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """(length, length), True where a token sees another; None where no document is longer than the window."""
+    if window is None or length <= window:
+        return None
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+def kernel_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """`document_attention` by torch's flash kernel: half precision, on GPUs that have it, no dropout.
+
+    Args:
+        cu_seq_lens_q: int32, (documents + 1,): where each document begins, and T.
+        max_length_q: tokens of the longest document.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    back = -1 if sliding_window is None else sliding_window - 1
+    borders, longest = cu_seq_lens_q, max_length_q
+    grouped = q.shape[1] != k.shape[1]
+    found = varlen_attn(
+        q, k, v, borders, borders, longest, longest, scale=scaling, window_size=(back, 0), enable_gqa=grouped
+    )
+    assert isinstance(found, Tensor)  # the second value, the log of the sum, was not asked for
+    return found[None], None
+
+
 def register() -> None:
-    """Make `slm_documents` known to transformers."""
+    """Make `slm_documents` and `slm_kernel` known to transformers."""
     AttentionInterface.register(DOCUMENTS, document_attention)
+    AttentionInterface.register(KERNEL, kernel_attention)
 
 
 def document_arguments(implementation: str, lengths: list[int], device: torch.device) -> dict[str, Any]:
@@ -69,15 +125,52 @@ def document_arguments(implementation: str, lengths: list[int], device: torch.de
     """
     if implementation == DOCUMENTS:
         return {"document_lengths": lengths}
-    if not implementation.startswith("flash_attention"):
+    if implementation != KERNEL and not implementation.startswith("flash_attention"):
         return {}
     borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
     longest = max(lengths)
     return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
-def training_backend(device_type: str) -> str:
-    """The attention implementation to train packed rows with on this kind of device."""
-    if device_type == "cpu":
+def training_backend(device: torch.device, dtype: torch.dtype, config: Any) -> str:
+    """The attention implementation to train packed rows with.
+
+    Args:
+        device: where the model will be.
+        dtype: of the model's weights.
+        config: transformers' configuration of the model.
+    """
+    if device.type == "cpu":
         return DOCUMENTS
-    return "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    if find_spec("flash_attn"):
+        return "flash_attention_2"
+    if getattr(config, "attention_dropout", 0.0) == 0.0 and kernel_agrees(device, dtype, config):
+        return KERNEL
+    log.warning("attention: neither flash_attn nor torch's own kernel can be used here; SDPA with a mask is slower")
+    return "sdpa"
+
+
+def kernel_agrees(device: torch.device, dtype: torch.dtype, config: Any, lengths: tuple[int, ...] = (37, 1, 90)) -> bool:
+    """Whether torch's flash kernel runs on this device and gives `document_attention`'s results and gradients.
+
+    Tried rather than looked up: builds of torch, kinds of GPU, precisions and head sizes differ in what they have.
+    """
+    heads = config.num_attention_heads
+    of_keys = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    window = getattr(config, "sliding_window", None)
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(1, count, sum(lengths), head_dim) for count in (heads, of_keys, of_keys)]
+    values = [torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes]
+    found = []
+    for implementation, attend in ((KERNEL, kernel_attention), (DOCUMENTS, document_attention)):
+        leaves = [value.clone().requires_grad_() for value in values]
+        told = document_arguments(implementation, list(lengths), device)
+        try:
+            out, _ = attend(nn.Module(), *leaves, None, scaling=head_dim**-0.5, sliding_window=window, **told)
+            out.float().square().sum().backward()
+        except (RuntimeError, ValueError, ImportError) as error:
+            log.info("attention: torch's own kernel can't be used: %s", str(error).splitlines()[0])
+            return False
+        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    return all((a.float() - b.float()).norm() <= 0.02 * b.float().norm() for a, b in zip(*found, strict=True))

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from slm.model import attention
 from slm.model.load import load_base
@@ -59,6 +60,79 @@ def test_flash_attention_is_told_where_documents_begin():
     assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 7, 8, 21]
     assert told["cu_seq_lens_q"].dtype == torch.int32 and told["max_length_q"] == told["max_length_k"] == 13
     assert attention.document_arguments("sdpa", [7], torch.device("cpu")) == {}
+
+
+def reference_varlen(q, k, v, borders_q, borders_k, longest_q, longest_k, *, scale, window_size, enable_gqa):
+    """What `torch.nn.attention.varlen` promises, by explicit softmax: shapes (T, heads, head_dim)."""
+    assert torch.equal(borders_q, borders_k) and longest_q == longest_k == int(borders_q.diff().max())
+    assert enable_gqa or q.shape[1] == k.shape[1]
+    k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
+    row = torch.arange(len(q))
+    document = torch.bucketize(row, borders_q[1:], right=True)
+    back = row[:, None] - row[None]
+    seen = (document[:, None] == document[None]) & (back >= -window_size[1])
+    if window_size[0] >= 0:
+        seen &= back <= window_size[0]
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+
+def test_packed_equals_separate_on_torchs_kernel(pico_base, documents, monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen)
+    attention.register()
+    plain, packed = load_base(pico_base, attention="sdpa"), load_base(pico_base, attention=attention.KERNEL)
+    expected, found = separate_logits(plain, documents), packed_logits(packed, documents)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), packed.named_parameters(), strict=True):
+        assert (b.grad - a.grad).norm() <= 1e-5 * a.grad.norm(), name
+
+
+@pytest.mark.parametrize("backend", [attention.DOCUMENTS, attention.KERNEL])
+def test_a_window_is_kept(documents, backend, monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_varlen)
+    attention.register()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 250}
+    config = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=4)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    expected = separate_logits(lm, documents)
+    lm.set_attn_implementation(backend)
+    torch.testing.assert_close(packed_logits(lm, documents), expected, atol=2e-6, rtol=1e-5)
+    config.sliding_window = None
+    assert not torch.allclose(packed_logits(AutoModelForCausalLM.from_config(config), documents), expected, atol=1e-3)
+
+
+def wrong_varlen(*args, window_size, **more):
+    return reference_varlen(*args, window_size=(1, 0), **more)
+
+
+@pytest.mark.parametrize("kernel, wanted", [(reference_varlen, True), (wrong_varlen, False), (None, False)])
+def test_torchs_kernel_is_tried_before_it_is_used(pico_base, kernel, wanted, monkeypatch):
+    if kernel is not None:  # without a stand-in it is the real one, which a CPU does not have
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    before = torch.random.get_rng_state()
+    config = load_base(pico_base).config
+    assert attention.kernel_agrees(torch.device("cpu"), torch.float32, config) is wanted
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_backend_follows_device_and_packages(pico_base, monkeypatch):
+    config, gpu, bf16 = load_base(pico_base).config, torch.device("cuda"), torch.bfloat16
+    assert attention.training_backend(torch.device("cpu"), torch.float32, config) == attention.DOCUMENTS
+    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+    monkeypatch.setattr(attention, "kernel_agrees", lambda *_: True)
+    assert attention.training_backend(gpu, bf16, config) == attention.KERNEL
+    config.attention_dropout = 0.1  # the kernel has none
+    assert attention.training_backend(gpu, bf16, config) == "sdpa"
+    monkeypatch.setattr(attention, "find_spec", lambda name: object())
+    assert attention.training_backend(gpu, bf16, config) == "flash_attention_2"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_torchs_kernel_agrees_on_a_gpu(pico_base):
+    assert attention.kernel_agrees(torch.device("cuda"), torch.bfloat16, load_base(pico_base).config)
 
 
 def test_a_document_sees_nothing_of_another(pico_base, documents):
