@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slm.startup import importing
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,8 +21,9 @@ def load_any(ref: str | Path, *, dtype: torch.dtype, device: str = "cpu", lora_s
     Raises:
         CheckpointError: nothing there, damaged, or not to be loaded.
     """
-    from slm.engine.checkpoint_model import is_checkpoint, load_checkpoint
-    from slm.model.load import load_model
+    with importing():
+        from slm.engine.checkpoint_model import is_checkpoint, load_checkpoint
+        from slm.model.load import load_model
 
     load = load_checkpoint if is_checkpoint(ref) else load_model
     return load(ref, dtype=dtype, device=device, lora_scale=lora_scale)
