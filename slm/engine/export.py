@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from slm.engine.build import gathered
 from slm.engine.distributed import LONG, Place, together
 from slm.engine.tables import tables_of
 from slm.errors import CheckpointError
-from slm.model.adapter import check_tensors, read_adapter, writing_weights
-from slm.model.load import load_base
+from slm.model.adapter import read_adapter
 from slm.model.lora import causal_lm, saved_name, trainable, write_adapter
 from slm.model.new_rows import whole_matrices
 from slm.model.reference import resolve
+from slm.model.weights import copy_config, prove_loadable, rewrite
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 
@@ -142,16 +142,24 @@ def _table_names(engine: Any) -> set[str]:
 
 
 def _write_model(folder: Path, engine: Any, config: StageConfig, values: dict[str, Tensor]) -> None:
-    """All weights trained: a Hugging Face folder with the base's tokenizer."""
-    check_tensors(values, str(folder))
+    """All weights trained: the base's files with every weight replaced, in fp32, one file after another.
+
+    No second copy of the model is held: `values` is one already.
+    """
     base = resolve(config.model.base).base
-    lm = load_base(base)
     expected = {name for name, _ in causal_lm(engine.module.lm).named_parameters()} | _table_names(engine)
     if set(values) != expected:
         raise CheckpointError(
             f"weights to save differ from the model's: {sorted(set(values) ^ expected)[:3]}", where=str(folder)
         )
-    lm.load_state_dict(values, strict=False)
-    with writing_weights(folder):
-        lm.save_pretrained(folder)
+
+    def trained(name: str, _: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if name in values:  # else a tied head, or a buffer that old checkpoints hold
+            yield name, values[name]
+
+    written = rewrite(base, folder, trained)
+    if missing := values.keys() - written.keys():
+        raise CheckpointError(f"{sorted(missing)[0]} is trained, and no file of the base has it", where=str(base))
+    copy_config(base, folder, dtype="float32")
     save_tokenizer(folder, *load_tokenizer(base))
+    prove_loadable(folder)

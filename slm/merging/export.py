@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,17 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from slm.artifact import building, write_atomic, write_json, write_manifest
+from slm.artifact import building, write_atomic, write_manifest
 from slm.config.base import to_make
 from slm.config.models import ExportJob
 from slm.errors import CheckpointError
 from slm.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, check_tensors, read_adapter, save_tensors
 from slm.model.reference import Reference, resolve
-from slm.model.weights import EMBEDDING, HEAD, Change, prove_loadable, read_config, rewrite, shapes_of
+from slm.model.weights import EMBEDDING, HEAD, Change, copy_config, prove_loadable, rewrite, shapes_of
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 UNREAD = ("use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out", "lora_bias", "trainable_token_indices")
 
 
@@ -115,13 +115,7 @@ def _write_merged(reference: Reference, folder: Path, dtype: str) -> None:
             raise CheckpointError("the adapter unties a tied base", where=str(reference.adapter))
     scale = _scale(config) if config else 1.0
     rewrite(reference.base, folder, fold(tensors, scale, DTYPES.get(dtype), tied=tied))
-    values = read_config(reference.base)
-    values.pop("torch_dtype", None)
-    if dtype != "keep":
-        values["dtype"] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-    write_json(folder / "config.json", values)
-    if (generation := reference.base / "generation_config.json").is_file():
-        shutil.copy(generation, folder)
+    copy_config(reference.base, folder, dtype=NAMES.get(dtype))
     save_tokenizer(folder, *load_tokenizer(reference.base))
     prove_loadable(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -180,6 +181,21 @@ def prove_loadable(folder: str | Path) -> None:
                 f"the model can't be loaded again: {name} is {found.get(name)} in the file, {wanted.get(name)} in it",
                 where=str(folder),
             )
+
+
+def copy_config(source: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
+    """A model's `config.json`, and its `generation_config.json` where it has one, for other weights.
+
+    Args:
+        dtype: what the weights are stored in, as transformers names it; None: as the source says.
+    """
+    values = read_config(source)
+    if dtype is not None:
+        values.pop("torch_dtype", None)
+        values["dtype"] = dtype
+    write_json(Path(out) / "config.json", values)
+    if (generation := Path(source) / "generation_config.json").is_file():
+        shutil.copy(generation, out)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

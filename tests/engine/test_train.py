@@ -195,9 +195,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(asr, train, tmp_path):
         assert torch.equal(value, adapter(out)[name]), name
 
 
-def test_full_training_leaves_a_model(train, tmp_path, pico_base):
-    outcome = train(tmp_path / "llm", stage="llm", mode="full", ranks=1)
+def test_full_training_leaves_a_model_in_the_bases_files(train, tmp_path, pico_base):
+    """In fp32, whatever the base was stored in: rounding would lose a stage's small changes."""
+    base = tmp_path / "base"
+    shutil.copytree(pico_base, base, ignore=shutil.ignore_patterns("MANIFEST.json", "*.safetensors"))
+    load_base(pico_base, dtype=torch.bfloat16).save_pretrained(base, max_shard_size="30KB")
+    outcome = train(tmp_path / "llm", stage="llm", mode="full", ranks=1, base=str(base))
     assert outcome.code == 0, outcome.text
-    before, after = load_base(pico_base).state_dict(), load_model(outcome.out).model.state_dict()
+    files = {path.name for path in base.glob("*.safetensors")}
+    assert len(files) > 2 and {path.name for path in (outcome.out / "model").glob("*.safetensors")} == files
+    before, after = load_base(base).state_dict(), load_model(outcome.out).model.state_dict()
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before if "norm" not in name)
+    assert json.loads((outcome.out / "model" / "config.json").read_text())["dtype"] == "float32"
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in after.values())
