@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,26 +11,63 @@ from slm.config.stage import StageConfig
 from slm.engine.distributed import Place, ranks_here
 from slm.plan.estimate import refuse_what_cannot_fit
 
+GROUPS = Path("/sys/fs/cgroup")
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files of a control group, of version 2 and of version 1: what it may use, and what it uses."""
+
 
 def require_fit(config: StageConfig, place: Place) -> None:
     """Compare what is exact in the plan, a rank's states, with the memory that a rank has here.
 
     Raises:
-        MachineError: they are larger.
+        MachineError: they are larger than its GPU, or than its share of the host's memory.
     """
     local = ranks_here(place)
     gpu = place.device.type == "cuda"
-    memory = torch.cuda.get_device_properties(place.device).total_memory if gpu else available_memory() / local
     refuse_what_cannot_fit(
-        config, world=place.world_size, hosts=max(1, place.world_size // local), device_bytes=memory, gpu=gpu
+        config,
+        world=place.world_size,
+        hosts=max(1, place.world_size // local),
+        device_bytes=torch.cuda.get_device_properties(place.device).total_memory if gpu else None,
+        host_bytes=available_memory() / local,
     )
 
 
-def available_memory() -> float:
-    """Bytes that this host can still give; infinite where the kernel does not say."""
+def available_memory(proc: Path = Path("/proc"), groups: Path = GROUPS) -> float:
+    """Bytes that this process can still get of its host, which a batch system limits by control groups.
+
+    Infinite where the kernel does not say.
+    """
+    free = float("inf")
+    if found := re.search(r"^MemAvailable:\s+(\d+) kB", _text(proc / "meminfo"), re.MULTILINE):
+        free = float(found[1]) * 1024
+    for line in _text(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        top = groups if controllers == "" else groups / "memory"
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        below = path.strip("/")
+        # a limit anywhere above counts as well
+        for group in (top / below, *(top / parent for parent in Path(below).parents)):
+            free = min(free, *(_left(group, *names) for names in LIMITS))
+    return free
+
+
+def _left(group: Path, limit: str, usage: str) -> float:
+    """What a control group may still use; its page cache, which gives way, is counted as free."""
+    allowed, used = _text(group / limit).strip(), _text(group / usage).strip()
+    if not allowed.isdigit() or not used.isdigit():
+        return float("inf")  # "max", or no such file
+    # version 1 counts groups below only in `total_…`, which version 2 does not have
+    cache: dict[str, str] = dict(
+        re.findall(r"^((?:total_)?inactive_file) (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+    )
+    gives_way = cache.get("total_inactive_file", cache.get("inactive_file", "0"))
+    return max(0.0, float(allowed) - float(used) + float(gives_way))
+
+
+def _text(path: Path) -> str:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        return path.read_text()
     except OSError:
-        return float("inf")
-    fields = dict(line.split(":", 1) for line in lines)
-    return float(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else float("inf")
+        return ""

@@ -247,18 +247,34 @@ def _needed(
     return [text for text, _ in kept]
 
 
-def refuse_what_cannot_fit(config: StageConfig, *, world: int, hosts: int, device_bytes: float, gpu: bool) -> None:
+def refuse_what_cannot_fit(
+    config: StageConfig, *, world: int, hosts: int, device_bytes: float | None, host_bytes: float
+) -> None:
     """Before a launch: what is exact in the plan (states of a rank) must fit; estimates refuse nothing.
 
+    Args:
+        device_bytes: memory of a rank's GPU; None on a CPU, where everything lies in the host's memory.
+        host_bytes: a rank's share of what its host can still give.
+
     Raises:
-        MachineError: the states alone are larger than the memory of a rank.
+        MachineError: the states alone are larger.
     """
     shape, weights = stage_weights(config.model)
+    gpu = device_bytes is not None
     setting = setting_of(config, read_zero_json(config.zero), world=world, hosts=hosts, gpu=gpu, layers=shape.layers)
-    needed = sum(item.device + (0 if gpu else item.host) for item in states(weights, setting))
-    if needed > device_bytes:
-        raise MachineError(
-            f"a rank's weights and optimizer states are {needed / 1e9:,.1f} GB, it has {device_bytes / 1e9:,.1f} GB",
-            where=f"{config.model.base} with {config.zero} on {world} ranks",
-            mend="slm plan CONFIG --gpus … says what to change",
-        )
+    items = states(weights, setting)
+    on_device, on_host = sum(item.device for item in items), sum(item.host for item in items)
+    if device_bytes is None:
+        on_device, on_host, what = 0.0, on_device + on_host, "weights and optimizer states"
+    else:
+        what = "offloaded weights and optimizer states"
+    for needed, given, text in (
+        (on_device, device_bytes or 0.0, "weights and optimizer states are {:,.1f} GB, it has {:,.1f} GB"),
+        (on_host, host_bytes, what + " are {:,.1f} GB, its share of the host's free memory is {:,.1f} GB"),
+    ):
+        if needed > given:
+            raise MachineError(
+                f"a rank's {text.format(needed / 1e9, given / 1e9)}",
+                where=f"{config.model.base} with {config.zero} on {world} ranks",
+                mend="slm plan CONFIG --gpus … says what to change",
+            )

@@ -79,7 +79,20 @@ def test_a_launch_that_cannot_fit_is_refused(tmp_path, pico_base, shards):
     file = tmp_path / "stage.yaml"
     file.write_text(yaml.safe_dump(settings_of(tmp_path / "run", pico_base, shards)))
     config = load_config(StageConfig, file)
-    refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e9, gpu=False)
+    refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=None, host_bytes=1e9)
+    refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e9, host_bytes=0.0)  # nothing is offloaded
+    with pytest.raises(MachineError, match=r"optimizer states are .* its share of the host's free memory is 0\.0 GB"):
+        refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=None, host_bytes=1e5)
     with pytest.raises(MachineError, match=r"optimizer states are .* GB, it has 0\.0 GB") as failure:
-        refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e5, gpu=False)
+        refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e5, host_bytes=1e9)
     assert "slm plan" in failure.value.mend
+
+
+def test_offloading_to_a_host_without_room_is_refused(tmp_path, pico_base, shards):
+    file = tmp_path / "stage.yaml"
+    zero = {"zero": str(HERE.parents[1] / "ds_configs/zero/zero3_offload.json"), "precision": "bf16"}
+    file.write_text(yaml.safe_dump({**settings_of(tmp_path / "run", pico_base, shards), **zero}))
+    config = load_config(StageConfig, file)
+    refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e9, host_bytes=1e9)
+    with pytest.raises(MachineError, match="offloaded weights and optimizer states are"):
+        refuse_what_cannot_fit(config, world=2, hosts=1, device_bytes=1e9, host_bytes=1e5)
