@@ -20,6 +20,8 @@ from transformers import AttentionInterface
 
 DOCUMENTS = "slm_documents"
 KERNEL = "slm_kernel"
+TRIED = (37, 1, 90)
+"""Tokens of the documents that the kernel is tried on."""
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +152,7 @@ def training_backend(device: torch.device, dtype: torch.dtype, config: Any) -> s
     return "sdpa"
 
 
-def kernel_agrees(device: torch.device, dtype: torch.dtype, config: Any, lengths: tuple[int, ...] = (37, 1, 90)) -> bool:
+def kernel_agrees(device: torch.device, dtype: torch.dtype, config: Any) -> bool:
     """Whether torch's flash kernel runs on this device and gives `document_attention`'s results and gradients.
 
     Tried rather than looked up: builds of torch, kinds of GPU, precisions and head sizes differ in what they have.
@@ -160,17 +162,17 @@ def kernel_agrees(device: torch.device, dtype: torch.dtype, config: Any, lengths
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = getattr(config, "sliding_window", None)
     draw = torch.Generator().manual_seed(0)
-    shapes = [(1, count, sum(lengths), head_dim) for count in (heads, of_keys, of_keys)]
+    shapes = [(1, count, sum(TRIED), head_dim) for count in (heads, of_keys, of_keys)]
     values = [torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes]
     found = []
     for implementation, attend in ((KERNEL, kernel_attention), (DOCUMENTS, document_attention)):
-        leaves = [value.clone().requires_grad_() for value in values]
-        told = document_arguments(implementation, list(lengths), device)
+        query, key, value = (value.clone().requires_grad_() for value in values)
+        told = document_arguments(implementation, list(TRIED), device)
         try:
-            out, _ = attend(nn.Module(), *leaves, None, scaling=head_dim**-0.5, sliding_window=window, **told)
+            out, _ = attend(nn.Module(), query, key, value, None, scaling=head_dim**-0.5, sliding_window=window, **told)
             out.float().square().sum().backward()
         except (RuntimeError, ValueError, ImportError) as error:
-            log.info("attention: torch's own kernel can't be used: %s", str(error).splitlines()[0])
+            log.info("attention: torch's own kernel can't be used: %s", (str(error).splitlines() or [repr(error)])[0])
             return False
-        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
+        found.append([out.detach(), query.grad, key.grad, value.grad])
     return all((a.float() - b.float()).norm() <= 0.02 * b.float().norm() for a, b in zip(*found, strict=True))
