@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from slm.errors import LostRankError, MachineError, SlmError, from_os_error
 
 Found = TypeVar("Found")
 
+SETTLE_S = 0.1
+"""How long this thread stands back after the last collective. Gloo's threads then let go of its tensors, for which they
+need the interpreter; one that still waits for it when the interpreter ends aborts the process (exit code -6)."""
 LONG = datetime.timedelta(hours=12)
 """How long ranks wait for one that reads, converts or writes a whole model: longer than the process group would."""
 
@@ -130,6 +134,7 @@ def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
     finally:
         if dist.is_initialized() and not lost:
             dist.destroy_process_group()
+            time.sleep(SETTLE_S)
 
 
 def _explain_meeting(error: Exception) -> MachineError:
