@@ -14,6 +14,7 @@ from slm.plan.estimate import refuse_what_cannot_fit
 GROUPS = Path("/sys/fs/cgroup")
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Files of a control group, of version 2 and of version 1: what it may use, and what it uses."""
+GIVES_WAY = ("active_file", "inactive_file", "slab_reclaimable")
 
 
 def require_fit(config: StageConfig, place: Place) -> None:
@@ -24,6 +25,8 @@ def require_fit(config: StageConfig, place: Place) -> None:
     """
     local = ranks_here(place)
     gpu = place.device.type == "cuda"
+    if gpu:  # a launcher that does not say how many ranks are here leaves them all to be
+        local = min(local, torch.cuda.device_count())
     refuse_what_cannot_fit(
         config,
         world=place.world_size,
@@ -54,16 +57,14 @@ def available_memory(proc: Path = Path("/proc"), groups: Path = GROUPS) -> float
 
 
 def _left(group: Path, limit: str, usage: str) -> float:
-    """What a control group may still use; its page cache, which gives way, is counted as free."""
+    """What a control group may still use. Page cache and reclaimable kernel memory give way: they count as free."""
     allowed, used = _text(group / limit).strip(), _text(group / usage).strip()
     if not allowed.isdigit() or not used.isdigit():
         return float("inf")  # "max", or no such file
-    # version 1 counts groups below only in `total_…`, which version 2 does not have
-    cache: dict[str, str] = dict(
-        re.findall(r"^((?:total_)?inactive_file) (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
-    )
-    gives_way = cache.get("total_inactive_file", cache.get("inactive_file", "0"))
-    return max(0.0, float(allowed) - float(used) + float(gives_way))
+    fields: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", _text(group / "memory.stat"), re.MULTILINE))
+    # version 1 counts the groups below only in `total_…`, which version 2 does not have
+    gives_way = sum(float(fields.get(f"total_{name}", fields.get(name, "0"))) for name in GIVES_WAY)
+    return max(0.0, float(allowed) - float(used) + gives_way)
 
 
 def _text(path: Path) -> str:

@@ -258,23 +258,25 @@ def refuse_what_cannot_fit(
 
     Raises:
         MachineError: the states alone are larger.
+        CheckpointError, ConfigError: the base's configuration, or the DeepSpeed JSON, can't be read.
     """
     shape, weights = stage_weights(config.model)
     gpu = device_bytes is not None
     setting = setting_of(config, read_zero_json(config.zero), world=world, hosts=hosts, gpu=gpu, layers=shape.layers)
     items = states(weights, setting)
     on_device, on_host = sum(item.device for item in items), sum(item.host for item in items)
-    if device_bytes is None:
-        on_device, on_host, what = 0.0, on_device + on_host, "weights and optimizer states"
-    else:
-        what = "offloaded weights and optimizer states"
-    for needed, given, text in (
-        (on_device, device_bytes or 0.0, "weights and optimizer states are {:,.1f} GB, it has {:,.1f} GB"),
-        (on_host, host_bytes, what + " are {:,.1f} GB, its share of the host's free memory is {:,.1f} GB"),
-    ):
+
+    def require(needed: float, given: float, what: str, whose: str) -> None:
         if needed > given:
             raise MachineError(
-                f"a rank's {text.format(needed / 1e9, given / 1e9)}",
+                f"a rank's {what} are {needed / 1e9:,.1f} GB, {whose} {given / 1e9:,.1f} GB",
                 where=f"{config.model.base} with {config.zero} on {world} ranks",
                 mend="slm plan CONFIG --gpus … says what to change",
             )
+
+    share = "its share of the host's free memory is"
+    if device_bytes is None:
+        require(on_device + on_host, host_bytes, "weights and optimizer states", share)
+    else:
+        require(on_device, device_bytes, "weights and optimizer states", "it has")
+        require(on_host, host_bytes, "offloaded weights and optimizer states", share)

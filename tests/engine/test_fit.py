@@ -33,7 +33,8 @@ def test_a_batch_jobs_limit_counts_wherever_it_is_set(machine):
     files = {
         "job/memory.max": f"{16 * GIB}\n",
         "job/memory.current": f"{6 * GIB}\n",
-        "job/memory.stat": f"anon 1\ninactive_file {2 * GIB}\n",  # cache, which gives way
+        # a page cache that was read twice is active, and gives way as well
+        "job/memory.stat": f"anon 1\nactive_file {GIB}\ninactive_file {GIB // 2}\nslab_reclaimable {GIB // 2}\n",
         "job/step/memory.max": "max\n",
         "job/step/memory.current": f"{GIB}\n",
     }
@@ -41,10 +42,11 @@ def test_a_batch_jobs_limit_counts_wherever_it_is_set(machine):
 
 
 def test_limits_of_the_first_version_count(machine):
+    stat = f"inactive_file 7\nactive_file 7\ntotal_inactive_file {GIB // 2}\ntotal_active_file {GIB // 2}\n"
     files = {
         "memory/slurm/job_7/memory.limit_in_bytes": f"{8 * GIB}\n",
         "memory/slurm/job_7/memory.usage_in_bytes": f"{3 * GIB}\n",
-        "memory/slurm/job_7/memory.stat": f"inactive_file 7\ntotal_inactive_file {GIB}\n",
+        "memory/slurm/job_7/memory.stat": stat,
     }
     cgroup = "5:cpu,cpuacct:/slurm/job_7\n4:memory:/slurm/job_7\n0::/\n"
     assert available_memory(*machine(cgroup, files)) == 6 * GIB
