@@ -114,6 +114,7 @@ def run_entry(main: Callable[[], int | None]) -> int:
 
     `SLM_DEBUG=1` shows the traceback too. Faults of ours (anything but `SlmError`, `OSError` of a
     full or forbidden disk, and Ctrl-C) keep their traceback. Values of secret environment variables are not shown.
+    The process, when it ends, does not look for garbage once more (`slm.startup`).
     """
     from slm.log import redact
     from slm.startup import leave_without_collecting

@@ -17,13 +17,14 @@ from slm.engine.handover import hand_over_exactly
 from slm.engine.operators import import_muon_uncompiled, prepare_operators
 from slm.engine.table_optimizer import TableOptimizer, join_optimizer
 from slm.engine.tables import split_over_ranks
-from slm.errors import CheckpointError, ConfigError
+from slm.errors import CheckpointError, ConfigError, MachineError
 from slm.model import attention
 from slm.model.load import load_base, require_same_base
 from slm.model.lora import attach, causal_lm, load_trainable, trainable, whole_modules
 from slm.model.new_rows import split_vocabulary
 from slm.model.reference import resolve
 from slm.model.supervised import SupervisedLM
+from slm.model.weights import shapes_of
 from slm.tokens.vocabulary import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
             "model.base is an adapter", where=config.model.base, mend="give its base, and the adapter as model.previous"
         )
     lm = load_base(reference.base, dtype=dtype)
-    lm.set_attn_implementation(attention.training_backend(place.device, dtype, lm.config))
+    _set_attention(lm, place.device, dtype)
     lm.config.use_cache = False
     if config.model.train == "lora":
         whole = whole_modules(lm, config.model.also_train)
@@ -102,12 +103,44 @@ def _language_model(config: StageConfig, dtype: torch.dtype, place: Place) -> nn
         if config.model.vocabulary == "new_rows":
             split_vocabulary(lm, _first_new_row(reference.base), gathered)
     else:
+        _require_exportable(lm, reference.base)
         lm.requires_grad_(True)
     _checkpoint_activations(lm, config)
     lm.train()
     count = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in trainable(lm))
     log.info("%s: %s trainable parameters", config.stage, f"{count:,}")
     return lm
+
+
+def _set_attention(lm: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """
+    Raises:
+        MachineError: flash_attn is installed and can't be used.
+    """
+    backend = attention.training_backend(lm, device, dtype)
+    try:
+        lm.set_attn_implementation(backend)
+    except (ImportError, ValueError) as error:
+        raise MachineError(
+            f"attention {backend} can't be used: {error}", mend="update flash_attn, or uninstall it"
+        ) from error
+    log.info("attention: %s", backend)
+
+
+def _require_exportable(lm: nn.Module, base: Path) -> None:
+    """A model that trains whole is written as the base's files are: known before the training, not after it.
+
+    Raises:
+        CheckpointError: a weight has another name in the base's files than in the model.
+    """
+    stored = shapes_of(base)
+    other = next((name for name, _ in lm.named_parameters() if name not in stored), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{other} is in no file of the base under this name",
+            where=str(base),
+            mend="load it by transformers and save it anew by save_pretrained",
+        )
 
 
 def _first_new_row(base: Path) -> int:

@@ -160,6 +160,6 @@ def _write_model(folder: Path, engine: Any, config: StageConfig, values: dict[st
     written = rewrite(base, folder, trained)
     if missing := values.keys() - written.keys():
         raise CheckpointError(f"{sorted(missing)[0]} is trained, and no file of the base has it", where=str(base))
-    copy_config(base, folder, dtype="float32")
+    copy_config(base, folder, dtype=torch.float32)
     save_tokenizer(folder, *load_tokenizer(base))
     prove_loadable(folder)

@@ -25,7 +25,6 @@ from slm.model.weights import EMBEDDING, HEAD, Change, copy_config, prove_loadab
 from slm.tokens.vocabulary import load_tokenizer, save_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 UNREAD = ("use_dora", "alpha_pattern", "rank_pattern", "fan_in_fan_out", "lora_bias", "trainable_token_indices")
 
 
@@ -115,7 +114,7 @@ def _write_merged(reference: Reference, folder: Path, dtype: str) -> None:
             raise CheckpointError("the adapter unties a tied base", where=str(reference.adapter))
     scale = _scale(config) if config else 1.0
     rewrite(reference.base, folder, fold(tensors, scale, DTYPES.get(dtype), tied=tied))
-    copy_config(reference.base, folder, dtype=NAMES.get(dtype))
+    copy_config(reference.base, folder, dtype=DTYPES.get(dtype))
     save_tokenizer(folder, *load_tokenizer(reference.base))
     prove_loadable(folder)
 

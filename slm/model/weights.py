@@ -183,16 +183,19 @@ def prove_loadable(folder: str | Path) -> None:
             )
 
 
-def copy_config(source: str | Path, out: str | Path, *, dtype: str | None = None) -> None:
+def copy_config(source: str | Path, out: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """A model's `config.json`, and its `generation_config.json` where it has one, for other weights.
 
     Args:
-        dtype: what the weights are stored in, as transformers names it; None: as the source says.
+        dtype: what the weights are stored in; None: as the source says.
+
+    Raises:
+        CheckpointError: `config.json` is missing or no JSON object.
     """
     values = read_config(source)
     if dtype is not None:
         values.pop("torch_dtype", None)
-        values["dtype"] = dtype
+        values["dtype"] = str(dtype).removeprefix("torch.")
     write_json(Path(out) / "config.json", values)
     if (generation := Path(source) / "generation_config.json").is_file():
         shutil.copy(generation, out)

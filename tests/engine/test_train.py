@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from slm.artifact import read_manifest, verify
 from slm.model.load import load_base, load_model
@@ -209,3 +209,14 @@ def test_full_training_leaves_a_model_in_the_bases_files(train, tmp_path, pico_b
     assert all(not torch.equal(before[name], after[name]) for name in before if "norm" not in name)
     assert json.loads((outcome.out / "model" / "config.json").read_text())["dtype"] == "float32"
     assert any(not torch.equal(value, value.bfloat16().float()) for value in after.values())
+
+
+def test_a_base_whose_files_name_weights_otherwise_is_refused_before_training(train, tmp_path, pico_base):
+    """Transformers loads it; the trained model is written as its files are."""
+    base = tmp_path / "base"
+    shutil.copytree(pico_base, base, ignore=shutil.ignore_patterns("MANIFEST.json", "*.safetensors"))
+    tensors = load_file(pico_base / "model.safetensors")
+    save_file({name.removeprefix("model."): value for name, value in tensors.items()}, base / "model.safetensors")
+    outcome = train(tmp_path / "llm", stage="llm", mode="full", ranks=1, base=str(base))
+    assert outcome.code == 6 and "is in no file of the base under this name" in outcome.text, outcome.text
+    assert "Traceback" not in outcome.text and not (outcome.out / "metrics.jsonl").exists()

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
 from slm.model import attention
 from slm.model.load import load_base
@@ -108,26 +108,52 @@ def wrong_varlen(*args, window_size, **more):
     return reference_varlen(*args, window_size=(1, 0), **more)
 
 
-@pytest.mark.parametrize("kernel, wanted", [(reference_varlen, True), (wrong_varlen, False), (None, False)])
-def test_torchs_kernel_is_tried_before_it_is_used(pico_base, kernel, wanted, monkeypatch):
+def older_varlen(q, k, v, borders_q, borders_k, longest_q, longest_k, is_causal=False, return_aux=None):
+    raise AssertionError("its arguments do not fit")
+
+
+KERNELS = [(reference_varlen, True), (wrong_varlen, False), (older_varlen, False), (None, False)]
+
+
+@pytest.mark.parametrize("window", [None, 4096])
+@pytest.mark.parametrize("kernel, wanted", KERNELS)
+def test_torchs_kernel_is_tried_before_it_is_used(pico_base, kernel, wanted, window, monkeypatch):
     if kernel is not None:  # without a stand-in it is the real one, which a CPU does not have
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     before = torch.random.get_rng_state()
     config = load_base(pico_base).config
+    config.sliding_window = window
     assert attention.kernel_agrees(torch.device("cpu"), torch.float32, config) is wanted
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_backend_follows_device_and_packages(pico_base, monkeypatch):
-    config, gpu, bf16 = load_base(pico_base).config, torch.device("cuda"), torch.bfloat16
-    assert attention.training_backend(torch.device("cpu"), torch.float32, config) == attention.DOCUMENTS
-    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+def test_the_backend_follows_device_packages_and_model(pico_base, monkeypatch):
+    lm, cpu, gpu, bf16 = load_base(pico_base), torch.device("cpu"), torch.device("cuda"), torch.bfloat16
+    assert attention.training_backend(lm, cpu, torch.float32) == attention.DOCUMENTS
+    installed: set[str] = set()
+    monkeypatch.setattr(attention, "find_spec", lambda name: object() if name in installed else None)
     monkeypatch.setattr(attention, "kernel_agrees", lambda *_: True)
-    assert attention.training_backend(gpu, bf16, config) == attention.KERNEL
-    config.attention_dropout = 0.1  # the kernel has none
-    assert attention.training_backend(gpu, bf16, config) == "sdpa"
-    monkeypatch.setattr(attention, "find_spec", lambda name: object())
-    assert attention.training_backend(gpu, bf16, config) == "flash_attention_2"
+    assert attention.training_backend(lm, gpu, bf16) == attention.KERNEL
+    lm.config.attention_dropout = 0.1  # the kernel has none
+    assert attention.training_backend(lm, gpu, bf16) == "sdpa"
+    lm.config.attention_dropout = 0.0
+    monkeypatch.setattr(attention, "kernel_agrees", lambda *_: False)
+    assert attention.training_backend(lm, gpu, bf16) == "sdpa"
+    installed.add("flash_attn")
+    assert attention.training_backend(lm, gpu, bf16) == "flash_attention_2"
+    lm._supports_flash_attn = False
+    assert attention.training_backend(lm, gpu, bf16) == "sdpa"
+    lm._supports_sdpa = False
+    assert {attention.training_backend(lm, device, bf16) for device in (cpu, gpu)} == {"eager"}
+
+
+def test_capped_scores_stay_capped(documents):
+    """Gemma 2's attention is more than SDPA: it trains by its own code."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 250, "head_dim": 4}
+    config = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_logit_softcapping=0.5)
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert attention.training_backend(lm, torch.device("cpu"), torch.float32) == "eager"
+    torch.testing.assert_close(packed_logits(lm, documents), separate_logits(lm, documents), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
