@@ -16,7 +16,7 @@ from slm.cluster.reach import AT_ONCE, SSH
 
 PATIENCE_S = 15.0
 PROGRAM = """
-import json, os, signal, time
+import ctypes, json, os, signal, time
 WORDS = set(json.loads({words!r}))
 
 def space(pid):
@@ -41,10 +41,12 @@ def send(pid, number):
     except OSError:
         pass
 
+libc = ctypes.CDLL(None)
 first = found()
 for pid, rank in first.items():
     if rank:
-        send(pid, signal.SIGUSR2)
+        if not hasattr(libc, "tgkill") or libc.tgkill(pid, pid, int(signal.SIGUSR2)):
+            send(pid, signal.SIGUSR2)
         send(pid, signal.SIGCONT)
 if first:
     time.sleep(1)
@@ -57,7 +59,8 @@ while left and time.time() < end:
     left = found()
 print(json.dumps({{"ended": len(first), "left": len(left)}}))
 """
-"""Runs on a host, by its own `python3 -`. A stopped rank has to go on for a moment to write its stacks."""
+"""Runs on a host, by its own `python3 -`. A stopped rank has to go on for a moment to write its stacks; its main thread
+is asked for them (see `slm.engine.watch.end_stopped`)."""
 
 
 def end_on_hosts(

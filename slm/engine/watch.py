@@ -10,6 +10,7 @@ ends, in whatever call it is stuck.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import logging
 import os
@@ -223,9 +224,15 @@ def watching(place: Place, out: Path, config: WatchConfig) -> Iterator[Watch]:
 
 
 def end_stopped(pid: int) -> None:
-    """Have a process of this machine that gives no sign write its stacks, then kill it."""
+    """Have a process of this machine that gives no sign write its stacks, then kill it.
+
+    Its main thread is asked: of a stopped process any thread may take a signal, and would then read the main thread's
+    frames while they change, which ends the process in the middle of its stacks.
+    """
+    libc = ctypes.CDLL(None)
     with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGUSR2)
+        if not hasattr(libc, "tgkill") or libc.tgkill(pid, pid, int(signal.SIGUSR2)):  # a thread's; glibc 2.30
+            os.kill(pid, signal.SIGUSR2)
         os.kill(pid, signal.SIGCONT)
         time.sleep(STACKS_S)
         os.kill(pid, signal.SIGKILL)
