@@ -24,6 +24,10 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[JOB.yaml] key=va
 @speech.command("units")
 def units(
     settings: Settings = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Refuse a speech artifact of another extractor (= extractor=NAME)."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes (= workers=N); default: one per GPU, or else per processor.")
     ] = None,
@@ -40,7 +44,8 @@ def units(
     usage = (
         "slm speech units [JOB.yaml] out=UNITS speech=SPEECH source.kind=folder source.path=FOLDER [--task I/N|--join]"
     )
-    job = _job(UnitsJob, [*(settings or []), *([f"workers={workers}"] if workers is not None else [])], usage)
+    options = [f"{key}={value}" for key, value in (("extractor", extractor), ("workers", workers)) if value is not None]
+    job = _job(UnitsJob, [*(settings or []), *options], usage)
     part = share(task)
     setup_logging()
     build_unit_set(job, task=part, join=join)

@@ -41,12 +41,14 @@ class UnitsJob(Job):
     """Extract the units of recordings: a unit set, which the source `units` of shard-building jobs reads."""
 
     kind: ClassVar[str] = UNITS
-    ignored: ClassVar[tuple[str, ...]] = ("job", "speech", "source", "workers", "readers", "device")
+    ignored: ClassVar[tuple[str, ...]] = ("job", "speech", "extractor", "source", "workers", "readers", "device")
 
     job: Literal["units"] = "units"
     """Which job this file configures."""
     speech: str
     """Speech artifact whose extractor makes the units."""
+    extractor: str | None = None
+    """Extractor that the artifact must name, `seamless` for the original package; null takes the artifact's own."""
     source: Recordings
     """Where recordings come from."""
     hearing: Hearing = Hearing()

@@ -19,14 +19,13 @@ from pathlib import Path
 from slm.artifact import canonical_json, read_json, remove, write_atomic, write_json, write_manifest
 from slm.config.base import to_make
 from slm.config.units import UNITS, UnitsJob
-from slm.errors import DataError, MachineError
+from slm.errors import ConfigError, DataError, MachineError
 from slm.parts import BuildProgress, Part, Plan, Workspace, build_share, check_share, make_plan, run_parts
 from slm.parts.workspace import records_left
-from slm.speech.load import EXTRACTORS, SPEECH_FILE
+from slm.speech.load import EXTRACTORS, SPEECH_FILE, read_units
 from slm.speech.unit_builder import STEM, UnitBuilder
 from slm.speech.unit_records import UnitCounts, UnitRecord, check_skipped, joined_counts, skipped_table
 from slm.speech.unit_sources import open_recordings
-from slm.tokens.vocabulary import UnitSet
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +45,13 @@ def build_unit_set(job: UnitsJob, *, task: tuple[int, int] | None = None, join: 
         False when the set was up to date already.
 
     Raises:
-        ConfigError: task and join together, or a task that is not one of n.
+        ConfigError: task and join together, a task that is not one of n, or another extractor than the job's.
         DataError: speech artifact or source do not fit; more recordings can't be used than the job allows; parts are
             missing when joining.
         MachineError: no space left; no such device, or no memory on it; a worker was killed.
     """
     check_share(task, join)
+    _check_extractor(job)
     inputs = to_make(job)
     if inputs is None:
         remove(records_left(job.out))
@@ -95,17 +95,16 @@ def devices_of(speech: str, device: str) -> list[str]:
     return [device] if ":" in device else [f"cuda:{number}" for number in range(count)]
 
 
-def unit_set_of(speech: str | Path) -> UnitSet:
-    """The unit set of a speech artifact, without opening its extractor.
-
-    Raises:
-        DataError: not a speech artifact.
-    """
-    path = Path(speech) / SPEECH_FILE
-    try:
-        return UnitSet(**read_json(path)["units"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"not a description of speech units: {error}", where=str(path)) from None
+def _check_extractor(job: UnitsJob) -> None:
+    """That the artifact's extractor is the one the job asks for, if it asks for one."""
+    found = read_units(job.speech).extractor if job.extractor is not None else None
+    if found == job.extractor:
+        return
+    raise ConfigError(
+        f"{job.extractor} is asked for, the speech artifact's is {found}",
+        where=f"extractor: {job.speech}",
+        mend=f"make an artifact with it, as by slm speech convert … extractor={job.extractor}; or leave it out",
+    )
 
 
 def make_builder(job: UnitsJob, plan: Plan, folder: Path, devices: Sequence[str], worker: int) -> UnitBuilder:
@@ -174,7 +173,7 @@ def _join(job: UnitsJob, space: Workspace[UnitRecord], plan: Plan, inputs: dict[
     records = space.all_done(plan)
     counts = joined_counts(records)
     check_skipped(counts, of=None, at_most=job.hearing.skipped_at_most, where=job.out)
-    units = unit_set_of(job.speech)
+    units = read_units(job.speech)
     write_json(space.folder / UNITS_FILE, vars(units))
     table = skipped_table(counts.skipped)
     write_atomic(space.folder / SKIPPED_FILE, table)

@@ -358,6 +358,21 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, speech, corpus):
         build_unit_set(units_job(tmp_path / "u", corpus, folder_source(corpus)))
 
 
+def test_another_extractor_than_the_one_asked_for_is_refused(tmp_path, speech, corpus, capsys):
+    from slm.cli.app import main
+
+    argv = ["speech", "units", f"out={tmp_path}/u", f"speech={speech}", "source.kind=folder", f"source.path={corpus}"]
+    assert main([*argv, "--workers", "1", "--extractor", "seamless"]) == 2
+    told = capsys.readouterr().err
+    assert "seamless is asked for, the speech artifact's is mel_kmeans" in told and "slm speech convert" in told
+    assert not (tmp_path / "u").exists()
+    assert main([*argv, "--workers", "1", "--extractor", "mel_kmeans"]) == 0
+    made = (tmp_path / "u/MANIFEST.json").stat().st_mtime_ns
+    assert main([*argv, "--workers", "1"]) == 0
+    assert (tmp_path / "u/MANIFEST.json").stat().st_mtime_ns == made, "naming the extractor makes no other unit set"
+    assert main([*argv, "--extractor", "seamless"]) == 2, "a set that is up to date is no excuse"
+
+
 def test_batches_hold_like_lengths_and_no_more_than_they_may():
     chance = np.random.default_rng(0)
     lengths = {place: int(length) for place, length in enumerate(chance.integers(1, 160_000, 200))}
