@@ -97,14 +97,18 @@ def devices_of(speech: str, device: str) -> list[str]:
 
 def _check_extractor(job: UnitsJob) -> None:
     """That the artifact's extractor is the one the job asks for, if it asks for one."""
-    found = read_units(job.speech).extractor if job.extractor is not None else None
-    if found == job.extractor:
+    if job.extractor is None:
         return
-    raise ConfigError(
-        f"{job.extractor} is asked for, the speech artifact's is {found}",
-        where=f"extractor: {job.speech}",
-        mend=f"make an artifact with it, as by slm speech convert … extractor={job.extractor}; or leave it out",
-    )
+    if job.extractor not in EXTRACTORS:
+        known = ", ".join(sorted(EXTRACTORS))
+        raise ConfigError(f"unknown extractor {job.extractor!r}; known: {known}", where="extractor")
+    found = read_units(job.speech).extractor
+    if found != job.extractor:
+        raise ConfigError(
+            f"{job.extractor} is asked for, the speech artifact's is {found}",
+            where=f"extractor: {job.speech}",
+            mend="give an artifact with it: slm speech convert and slm speech codebook fit make them; or leave it out",
+        )
 
 
 def make_builder(job: UnitsJob, plan: Plan, folder: Path, devices: Sequence[str], worker: int) -> UnitBuilder:

@@ -365,6 +365,8 @@ def test_another_extractor_than_the_one_asked_for_is_refused(tmp_path, speech, c
     assert main([*argv, "--workers", "1", "--extractor", "seamless"]) == 2
     told = capsys.readouterr().err
     assert "seamless is asked for, the speech artifact's is mel_kmeans" in told and "slm speech convert" in told
+    assert main([*argv, "--workers", "1", "--extractor", "seamles"]) == 2
+    assert "unknown extractor 'seamles'; known: mel_kmeans, seamless, xlsr_kmeans" in capsys.readouterr().err
     assert not (tmp_path / "u").exists()
     assert main([*argv, "--workers", "1", "--extractor", "mel_kmeans"]) == 0
     made = (tmp_path / "u/MANIFEST.json").stat().st_mtime_ns
