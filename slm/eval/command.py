@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,24 +35,15 @@ def evaluate(config: str, overrides: Sequence[str], load: Load) -> int:
     from rich.console import Console
 
     from slm.eval.run import SUMMARY, run_evaluation, summary_table
+    from slm.eval.stopping import Stopped, stopping
 
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        summary = run_evaluation(job, load)
-    except _Stopped:
+        with stopping():
+            summary = run_evaluation(job, load)
+    except Stopped:
         raise PreemptedError(
             "asked to stop", mend="run the same command again; models that are evaluated are kept"
         ) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     Console(width=None if sys.stdout.isatty() else 160).print(summary_table(summary))
     sys.stdout.write(f"{Path(job.out) / SUMMARY}\n")
     return 0
-
-
-class _Stopped(BaseException):
-    """SIGTERM came. No `Exception`: logging would swallow one that is raised while it writes a line."""
-
-
-def _stop(signum: int, frame: object) -> None:
-    raise _Stopped

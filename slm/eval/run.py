@@ -32,6 +32,7 @@ from slm.artifact import (
 from slm.config.evaluation import EvalJob
 from slm.errors import DataError, MachineError
 from slm.eval.evaluate import KIND, Load, evaluate_model, evaluation_folder
+from slm.eval.stopping import Stopped, stopping
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -171,12 +172,7 @@ def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any, load
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Told(BaseException):
-    """The worker was told to stop."""
-
-
 _lines: Any = None
-_working = False
 
 
 def _start_worker(lines: Any) -> None:
@@ -185,31 +181,22 @@ def _start_worker(lines: Any) -> None:
     _lines = lines
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    def stop(signum: int, frame: Any) -> None:
-        if _working:
-            raise _Told
-        os._exit(128 + signum)
-
     def leave_with_parent() -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             parent.join()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells its workers
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _work(job: EvalJob, label: str, ref: str, inputs: Mapping[str, str], load: Load) -> None:
-    global _working
-    _working = True
     try:
-        _evaluate_here(job, ref, inputs, lambda name, line: _lines.put((label, name, line)), load)
-    except _Told:
+        with stopping():
+            _evaluate_here(job, ref, inputs, lambda name, line: _lines.put((label, name, line)), load)
+    except Stopped:
         os._exit(128 + signal.SIGTERM)  # no next model
-    finally:
-        _working = False
 
 
 def _drain(lines: Any, told: Any) -> None:
