@@ -147,17 +147,22 @@ def training_backend(lm: Any, device: torch.device, dtype: torch.dtype) -> str:
         dtype: of its weights.
     """
     if not lm._supports_sdpa:  # its attention is more than SDPA: capped scores, sinks
-        flash = device.type != "cpu" and lm._supports_flash_attn and find_spec("flash_attn")
+        flash = device.type != "cpu" and lm._supports_flash_attn and has_flash_attn(dtype)
         return "flash_attention_2" if flash else "eager"
     if device.type == "cpu":
         return DOCUMENTS
-    if lm._supports_flash_attn and find_spec("flash_attn"):
+    if lm._supports_flash_attn and has_flash_attn(dtype):
         return "flash_attention_2"
     if getattr(lm.config, "attention_dropout", 0.0):
         log.info("attention: SDPA with a mask, slower than flash_attn: torch's kernel has no dropout")
     elif kernel_agrees(device, dtype, lm.config):
         return KERNEL
     return "sdpa"
+
+
+def has_flash_attn(dtype: torch.dtype) -> bool:
+    """Whether flash_attn is installed, and computes in this precision: it has kernels of 16 bits only."""
+    return dtype in (torch.bfloat16, torch.float16) and find_spec("flash_attn") is not None
 
 
 def kernel_agrees(device: torch.device, dtype: torch.dtype, config: Any) -> bool:

@@ -130,6 +130,7 @@ def test_the_backend_follows_device_packages_and_model(pico_base, monkeypatch):
     assert attention.training_backend(lm, gpu, bf16) == "sdpa"
     installed.add("flash_attn")
     assert attention.training_backend(lm, gpu, bf16) == "flash_attention_2"
+    assert attention.training_backend(lm, gpu, torch.float32) == "sdpa"  # flash_attn has kernels of 16 bits only
     lm._supports_flash_attn = False
     assert attention.training_backend(lm, gpu, bf16) == "sdpa"
     lm._supports_sdpa = False
