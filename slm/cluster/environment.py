@@ -26,7 +26,10 @@ from slm.errors import ConfigError, from_os_error, run_entry
 
 FILE = ".env"
 """Name in the run folder: hidden, so that it is no part of an artifact."""
-PREFIXES = ("HF_", "WANDB_", "NCCL_", "GLOO_", "TORCH_", "UCX_", "MLFLOW_", "MV2_", "AWS_", "SLM_", "FI_", "TRITON_")
+PREFIXES = (
+    *("HF_", "WANDB_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "UCX_", "MLFLOW_", "MV2_", "AWS_", "SLM_", "FI_"),
+    "TRITON_",
+)
 """Variables of the person's shell that go to all hosts."""
 LAUNCHERS_FORWARD = ("NCCL", "UCX", "MLFLOW", "MV2")
 """What DeepSpeed's launcher would put on a command line by itself; taken out of its environment."""

@@ -123,7 +123,10 @@ def _from_mpi(starter: _Starter, environment: Mapping[str, str]) -> dict[str, st
             f"{starter.name} says nothing of where rank 0 is",
             mend="mpirun -x MASTER_ADDR=FIRST_HOST -x MASTER_PORT=29500 …",
         )
-    return _variables(environment, rank, size, local_rank, local_size, address, job)
+    found = _variables(environment, rank, size, local_rank, local_size, address, job)
+    if starter.local_rank in environment:
+        found[starter.local_rank] = found["LOCAL_RANK"]  # DeepSpeed refuses to start where Open MPI's differs
+    return found
 
 
 def _from_slurm(environment: Mapping[str, str]) -> dict[str, str]:

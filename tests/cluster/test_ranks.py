@@ -95,6 +95,8 @@ def test_mpi_is_mapped_and_prevails_over_slurm(rank, size, local_rank, local_siz
         "1",
         "127.0.0.1",
     )
+    one_gpu_each = rank_variables({**environment, "CUDA_VISIBLE_DEVICES": "5"})
+    assert one_gpu_each["LOCAL_RANK"] == one_gpu_each[local_rank] == "0"  # DeepSpeed compares Open MPI's with ours
     two_hosts = {rank: "1", size: "2", local_rank: "0", local_size: "1"}
     with pytest.raises(MachineError, match="says nothing of where rank 0 is"):
         rank_variables(two_hosts)
