@@ -26,6 +26,9 @@ from slm.losses.linear_cross_entropy import Chunks
 from slm.model.head import LossHead
 from slm.model.lora import Gathered, causal_lm, is_tied
 
+EACH = 256
+"""Positions of each rank in a round on GPUs, at least."""
+
 
 def bounds_of(rows: int, world_size: int) -> list[int]:
     """First row of each rank, and the number of rows at the end; as equal as can be."""
@@ -96,7 +99,7 @@ def _exchange(tensor: Tensor, send: list[int], receive: list[int]) -> Tensor:
 def _gather(tensor: Tensor, world_size: int) -> Tensor:
     """(…) of every rank -> (ranks, …)."""
     out = tensor.new_empty(world_size, *tensor.shape)
-    dist.all_gather(list(out.unbind(0)), tensor.contiguous())
+    dist.all_gather_into_tensor(out.view(-1), tensor.reshape(-1))  # in one piece: a list of tensors is copied by NCCL
     return out
 
 
@@ -190,6 +193,9 @@ class _Rounds:
         own = hidden_ND[start : start + self.each]
         hidden = _gather(F.pad(own, (0, 0, 0, max(sizes) - len(own))), self.place.world_size)
         parts = [hidden, *(t[:, start : start + max(sizes)] for t in (self._labels, self._weights))]
+        if min(sizes) == max(sizes):
+            hidden, labels, weights = (part.flatten(0, 1) for part in parts)
+            return hidden, labels, weights
         hidden, labels, weights = (
             torch.cat([rank[:size] for rank, size in zip(part, sizes, strict=True)]) for part in parts
         )
@@ -207,9 +213,11 @@ class _Rounds:
     def sum_back(self, start: int, grad_nD: Tensor) -> Tensor:
         """This rank's part of the sum over ranks. Collective."""
         sizes = self._sizes(start)
-        parts = [F.pad(part, (0, 0, 0, max(sizes) - len(part))) for part in grad_nD.split(sizes)]
-        out = torch.empty_like(parts[0])
-        dist.reduce_scatter(out, parts)
+        longest = max(sizes)
+        if min(sizes) != longest:
+            grad_nD = torch.cat([F.pad(part, (0, 0, 0, longest - len(part))) for part in grad_nD.split(sizes)])
+        out = grad_nD.new_empty(longest, grad_nD.shape[1])
+        dist.reduce_scatter_tensor(out, grad_nD.contiguous())
         return out[: sizes[self.place.rank]]
 
 
@@ -219,6 +227,11 @@ class ParallelHead(LossHead):
     def __init__(self, table: Table) -> None:
         super().__init__()
         self._tables = [table]
+
+    def suitable_chunk(self, device: torch.device) -> int:
+        """More with more ranks: the rows of each are fewer, and rounds of a few positions are all waiting."""
+        chunk = super().suitable_chunk(device)
+        return max(chunk, EACH * self._tables[0].place.world_size) if device.type == "cuda" else chunk
 
     def forward(
         self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor, *, chunk: int = 128

@@ -11,10 +11,15 @@ from slm.losses.linear_cross_entropy import linear_cross_entropy
 from slm.model.lora import causal_lm
 
 CHUNK = {"cpu": 128, "cuda": 2048}
+"""Positions whose logits are held at a time, by kind of device."""
 
 
 class LossHead(nn.Module):
     """A head that gives the loss of supervised positions: called with (hidden, labels, weights, chunk=…)."""
+
+    def suitable_chunk(self, device: torch.device) -> int:
+        """How many positions at a time suit a device."""
+        return CHUNK[device.type]
 
 
 class Head(LossHead):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.model.attention import document_arguments
-from slm.model.head import CHUNK, use_loss_head
+from slm.model.head import use_loss_head
 from slm.model.lora import causal_lm
 
 
@@ -64,7 +64,7 @@ class SupervisedLM(nn.Module):
         ).last_hidden_state[0]
         of_row = torch.repeat_interleave(torch.tensor(rows)).to(labels.device)
         factors = torch.tensor(weights if weights is not None else [1.0] * len(rows)).to(labels.device)
-        chunk = self.chunk or CHUNK[labels.device.type]
+        chunk = self.chunk or inner.lm_head.suitable_chunk(labels.device)
         loss, losses_N = cast(
             tuple[Tensor, Tensor], inner.lm_head(hidden_TD[where], labels, factors[of_row], chunk=chunk)
         )

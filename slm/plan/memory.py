@@ -64,6 +64,11 @@ class Setting:
         """1, 2 or 3."""
         return int(self.zero["zero_optimization"]["stage"])
 
+    @property
+    def communicated(self) -> int:
+        """Bytes of a gradient's number while ranks sum it: 4, unless the JSON says otherwise."""
+        return {"fp16": 2, "bf16": 2}.get(self.zero.get("communication_data_type", "fp32"), 4)
+
     def option(self, name: str) -> float:
         """A number of the JSON, or DeepSpeed's default."""
         return float(self.zero["zero_optimization"].get(name, DEFAULTS[name]))
@@ -190,23 +195,36 @@ def working(weights: Sequence[Weight], shape: ModelShape, setting: Setting) -> l
         live = min(total, max(setting.option("stage3_max_live_parameters"), layer), ahead)
         table = 0 if setting.split_tables else max(w.count for w in tables)
         items.append(Item("weights gathered at a time", device=max(live, table) * b))
-    bucket = setting.option("reduce_bucket_size") * b
-    if setting.stage < 3:
-        bucket = (
-            bucket * 2 + min(setting.option("allgather_bucket_size"), sum(w.count for w in weights if w.trains)) * b
-        )
-    items.append(Item("communication buckets", device=bucket))
-    largest = max((w.count for w in weights if w.trains and not (setting.split_tables and w in tables)), default=0)
-    items.append(Item("largest gradient before it is shared", device=largest * b if setting.stage > 1 else 0))
+    items += _gradients_under_way(weights, setting)
     items.append(Item("activations", device=activations(shape, setting)))
     head = next((w for w in tables if w.name == HEAD), tables[0])
-    rows = (
-        min(setting.chunk, setting.tokens) * head.count / shape.width / (setting.world if setting.split_tables else 1)
-    )
-    gradient = head.count * 4 / (setting.world if setting.split_tables else 1) if head.trains else 0
-    items.append(Item(f"logits, {min(setting.chunk, setting.tokens):,} at a time", device=rows * (4 + b)))
+    over = setting.world if setting.split_tables else 1  # then positions of all ranks meet a part of the rows
+    positions = min(setting.chunk, setting.tokens * over)
+    logits = positions * head.count / shape.width / over
+    gradient = head.count * 4 / over if head.trains else 0
+    items.append(Item(f"logits, {positions:,} at a time", device=logits * (4 + b)))
     items.append(Item("head's gradient, fp32", device=gradient))
     return items
+
+
+def _gradients_under_way(weights: Sequence[Weight], setting: Setting) -> list[Item]:
+    """What summing gradients over ranks takes beside them (stage3.py, stage_1_and_2.py of DeepSpeed 0.19.8)."""
+    b, bucket = setting.number, setting.option("reduce_bucket_size")
+    trained = [w.count for w in weights if w.trains and not (setting.split_tables and w.name in TABLES)]
+    largest = max(trained, default=0)
+    alone = largest * b
+    if setting.stage == 3:
+        buckets = 2 * bucket * setting.communicated  # the bucket, and the same laid out rank by rank
+        if largest > bucket and setting.communicated != b:
+            alone += largest * setting.communicated  # too large for a bucket: converted by itself
+    else:
+        buckets = (
+            2 * bucket * b + min(setting.option("allgather_bucket_size"), sum(w.count for w in weights if w.trains)) * b
+        )
+    return [
+        Item("communication buckets", device=buckets),
+        Item("largest gradient before it is shared", device=alone if setting.stage > 1 else 0),
+    ]
 
 
 def activations(shape: ModelShape, setting: Setting) -> float:
@@ -262,6 +280,8 @@ def setting_of(config: StageConfig, zero: dict[str, Any], *, world: int, hosts: 
     parallel = model.vocabulary_parallel
     whole = model.train == "full" or model.vocabulary == "full"
     offloads = offload_device(zero, "offload_optimizer") != "none"
+    split = parallel is True or (parallel == "auto" and whole and not offloads)
+    chunk = (max(2048, 256 * world) if split else 2048) if gpu else 128  # the engine's own
     return Setting(
         world=world,
         hosts=hosts,
@@ -269,8 +289,8 @@ def setting_of(config: StageConfig, zero: dict[str, Any], *, world: int, hosts: 
         zero=zero,
         tokens=config.data.pack.length * config.batch.micro_rows,
         recomputed=recomputed_share(model.activation_checkpointing, layers),
-        chunk=model.head_chunk or (2048 if gpu else 128),
-        split_tables=parallel is True or (parallel == "auto" and whole and not offloads),
+        chunk=model.head_chunk or chunk,
+        split_tables=split,
         anchored=_anchored(config.anchor),
     )
 
