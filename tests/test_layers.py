@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"errors", "log", "startup", "remote", "hub", "artifact"},
+    {"errors", "log", "startup", "remote", "hub", "artifact", "device"},
     {"config", "parts"},
     {"tokens", "losses", "plan"},
     {"speech"},

@@ -63,8 +63,8 @@ class EvalJob(Job):
     """Seed of item choice and bootstrap."""
     batch_size: Positive = 128
     """Prompts decoded together."""
-    workers: Positive = 2
-    """Processes; the models are shared out among them, one thread each."""
+    workers: Positive | None = None
+    """Processes; the models are shared out among them, one thread and one GPU each. Null: one for each GPU, or two."""
 
     @model_validator(mode="after")
     def _check(self) -> EvalJob:

@@ -255,7 +255,7 @@ class ShardsJob(Job):
     compress: Literal["zstd"] | None = None
     """For cold storage: shards as `.tar.zst`. Training reads what `slm data unpack` makes of them."""
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Processes side by side; null is one per processor. Changes no byte."""
+    """Processes side by side; null: one per processor, or per GPU where an extractor needs one. Changes no byte."""
 
     @model_validator(mode="after")
     def _fits(self) -> ShardsJob:

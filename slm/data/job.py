@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from slm.data.format import FORMAT
 from slm.data.parts import Record, joined
 from slm.data.samples import Counts, check_dropped
 from slm.data.sources import open_source
-from slm.data.workers import job_tokenizer, make_builder
+from slm.data.workers import default_workers, job_tokenizer, make_builder
 from slm.parts import BuildProgress, Part, Plan, Workspace, build_share, check_share, make_plan, run_parts
 from slm.parts.workspace import records_left
 
@@ -94,7 +93,7 @@ def _build(job: ShardsJob, space: Workspace[Record], plan: Plan, parts: Sequence
     if not missing:
         return
     space.clear({part.number for part in missing}, len(plan.parts))
-    workers = min(job.workers or len(os.sched_getaffinity(0)), len(missing))
+    workers = min(job.workers or default_workers(job), len(missing))
     make = partial(make_builder, job, plan, space.folder)
     progress = BuildProgress(job.out, _examples_of(missing))
     lost = Counts()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +17,10 @@ from slm.data.samples import Sampler, check_dropped
 from slm.data.sources import Source, open_source
 from slm.data.sources.spoken import require_same_units
 from slm.data.writer import ShardWriter
+from slm.device import take_own_gpu
 from slm.errors import DataError
 from slm.parts import Part, Plan, Report
+from slm.speech.unit_job import devices_of
 from slm.stages import RECIPES
 from slm.tokens.schedules import Splitter, token_splitter
 from slm.tokens.vocabulary import (
@@ -122,6 +126,14 @@ class PartBuilder:
         return Record(part.number, sampler.counts, writer.entries, writer.length_counts, cold)
 
 
-def make_builder(job: ShardsJob, plan: Plan, folder: Path, _worker: int) -> PartBuilder:
-    """A worker's builder; which worker it is plays no part."""
+def default_workers(job: ShardsJob) -> int:
+    """A process for each processor; for each GPU where an extractor needs one."""
+    devices = devices_of(job.source.speech, "auto") if isinstance(job.source, AudioSource) else ["cpu"]
+    return len(os.sched_getaffinity(0)) if devices == ["cpu"] else len(devices)
+
+
+def make_builder(job: ShardsJob, plan: Plan, folder: Path, worker: int) -> PartBuilder:
+    """A worker's builder; which worker it is plays no part but for the GPU of an extractor."""
+    if isinstance(job.source, AudioSource) and multiprocessing.parent_process() is not None:
+        take_own_gpu(worker)
     return PartBuilder(job, plan, folder)

@@ -20,6 +20,7 @@ import numpy as np
 
 from slm.artifact import Manifest, building, write_atomic, write_json, write_manifest
 from slm.config.evaluation import EvalJob, TaskOptions
+from slm.device import best_device
 from slm.errors import DataError
 from slm.eval.metrics import normaliser_name
 from slm.eval.sets import Item, choose, read_set, set_path
@@ -67,7 +68,7 @@ def evaluate_model(ref: str, job: EvalJob, inputs: Mapping[str, str], report: Re
     import torch
 
     started = time.monotonic()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device().type
     loaded = load(ref, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     voice = load_voice(str(Path(job.data).resolve()))
     _check_units(loaded, voice, ref)

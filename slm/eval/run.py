@@ -30,6 +30,7 @@ from slm.artifact import (
     write_manifest,
 )
 from slm.config.evaluation import EvalJob
+from slm.device import gpu_count, take_own_gpu
 from slm.errors import DataError, MachineError
 from slm.eval.evaluate import KIND, Load, evaluate_model, evaluation_folder
 from slm.eval.stopping import Stopped, stopping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SUMMARY = "summary.json"
+CPU_WORKERS = 2
 log = logging.getLogger(__name__)
 Todo = Sequence[tuple[str, str, Mapping[str, str]]]
 """(label, folder, fingerprints of the inputs) of the models to evaluate."""
@@ -127,7 +129,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def _evaluate_all(job: EvalJob, todo: Todo, load: Load) -> None:
     if not todo:
         return
-    workers = min(job.workers, len(todo))
+    workers = min(job.workers or gpu_count() or CPU_WORKERS, len(todo))
     with _progress(len(todo) * len(job.tasks)) as told:
         if workers == 1:
             for label, ref, inputs in todo:
@@ -149,8 +151,8 @@ def _evaluate_here(job: EvalJob, ref: str, inputs: Mapping[str, str], report: An
 
 def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any, load: Load) -> None:
     context = multiprocessing.get_context("spawn")
-    lines = context.Queue()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(lines,))
+    lines, numbers = context.Queue(), context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(lines, numbers))
     try:
         waiting: set[Future[None]] = {pool.submit(_work, job, label, ref, inputs, load) for label, ref, inputs in todo}
         while waiting:
@@ -175,10 +177,14 @@ def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any, load
 _lines: Any = None
 
 
-def _start_worker(lines: Any) -> None:
-    """Give the worker its way to report, one thread, and the manners to go when it is told or left alone."""
+def _start_worker(lines: Any, numbers: Any) -> None:
+    """Give the worker its way to report, one thread, a GPU, and the manners to go when it is told or left alone."""
     global _lines
     _lines = lines
+    with numbers.get_lock():
+        number = numbers.value
+        numbers.value += 1
+    take_own_gpu(number)
     os.environ["OMP_NUM_THREADS"] = "1"
 
     def leave_with_parent() -> None:

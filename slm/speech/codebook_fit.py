@@ -21,6 +21,7 @@ from slm.artifact import building, canonical_json, digest, remove, write_atomic,
 from slm.config.base import to_make
 from slm.config.codebook import CodebookJob
 from slm.config.units import Hearing
+from slm.device import best_device
 from slm.errors import DataError, from_os_error
 from slm.parts import BuildProgress, Part, make_plan
 from slm.speech.audio import SAMPLE_RATE
@@ -248,9 +249,7 @@ def network_device(device: str) -> str:
     """`auto` as the GPU, where there is one, or else the CPU."""
     if device != "auto":
         return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return best_device().type
 
 
 def _milliseconds(waves: Sequence[np.ndarray]) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from slm.config.interleave import CtcConfig
+from slm.device import best_device
 from slm.errors import CheckpointError, ConfigError, DataError
 from slm.speech.audio import SAMPLE_RATE, check_wave
 from slm.speech.spelling import STAR, Spelling
@@ -270,7 +271,7 @@ def _fault(spelled: _Spelled, least: int, frames: int) -> str:
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        device = best_device() if name == "auto" else torch.device(name)
     except RuntimeError:
         raise ConfigError(f"no device {name!r}", mend="auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -19,6 +19,7 @@ from pathlib import Path
 from slm.artifact import canonical_json, read_json, remove, write_atomic, write_json, write_manifest
 from slm.config.base import to_make
 from slm.config.units import UNITS, UnitsJob
+from slm.device import gpu_count
 from slm.errors import ConfigError, DataError, MachineError
 from slm.parts import BuildProgress, Part, Plan, Workspace, build_share, check_share, make_plan, run_parts
 from slm.parts.workspace import records_left
@@ -83,9 +84,7 @@ def devices_of(speech: str, device: str) -> list[str]:
     loads = inspect.signature(getattr(importlib.import_module(module), attribute).load)
     if "device" not in loads.parameters or device == "cpu":
         return ["cpu"]
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count()
     if device == "auto":
         return [f"cuda:{number}" for number in range(count)] or ["cpu"]
     if int(device.partition(":")[2] or 0) >= count:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from slm.device import best_device
 from slm.errors import CheckpointError, MachineError
 from slm.speech.audio import SAMPLE_RATE
 
@@ -205,7 +206,7 @@ def find_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return best_device()
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -11,8 +11,8 @@ from slm.data.sources.base import Example, Piece
 from slm.data.sources.spoken import SpokenExamples, require_same_units
 from slm.data.sources.transcripts import Utterance, read_utterances, recording
 from slm.errors import DataError
-from slm.speech import load_speech
 from slm.speech.audio import read_audio
+from slm.speech.load import load_extractor, read_units
 from slm.tokens.schedules import Splitter
 from slm.tokens.vocabulary import UnitSet
 
@@ -30,14 +30,8 @@ class AudioRows:
 
     @cached_property
     def extractor(self) -> Extractor:
-        """Of the speech artifact.
-
-        Raises:
-            DataError: its units are not those of the job.
-        """
-        extractor, _, found = load_speech(self.source.speech)
-        require_same_units(self.units, found, f"speech artifact {self.source.speech}")
-        return extractor
+        """Of the speech artifact."""
+        return load_extractor(self.source.speech)[0]
 
     @cached_property
     def utterances(self) -> list[Utterance]:
@@ -46,8 +40,12 @@ class AudioRows:
         return read_utterances(source.path, source.layout, source.subsets, source.case)
 
     def pieces(self) -> list[Piece]:
-        """One listing; checks the extractor, so that a mismatch ends a build before it begins."""
-        assert self.extractor.count == self.units.count
+        """One listing; checks the speech artifact, so that a mismatch ends a build before it begins.
+
+        Raises:
+            DataError: its units are not those of the job.
+        """
+        require_same_units(self.units, read_units(self.source.speech), f"speech artifact {self.source.speech}")
         return [Piece(self.source.path, len(self.utterances))]
 
     def read(self, piece: int, start: int, stop: int | None, first: int) -> Iterator[Example | None]:
