@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from slm.errors import ConfigError, run_entry
-from slm.startup import importing
+from slm.startup import importing, leave_with
 
 STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,4 +81,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main))
+    sys.exit(leave_with(run_entry(main)))

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,3 +31,18 @@ def leave_without_collecting() -> None:
     """At the end of this process the collector leaves alone what is there; the memory goes back as a whole."""
     atexit.unregister(gc.freeze)  # once, however often an entry is called
     atexit.register(gc.freeze)
+
+
+def leave_with(code: int) -> int:
+    """The exit code; one of failure ends a process that used GPUs here and now.
+
+    Other ranks may be in the middle of a message to this one. The interpreter's own end takes NCCL's connections and
+    the GPU's memory apart piece by piece, and would wait for them.
+    """
+    torch = sys.modules.get("torch")
+    if code and torch is not None and torch.cuda.is_initialized():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

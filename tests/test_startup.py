@@ -22,6 +22,24 @@ print(gc.get_freeze_count() > 0)
 """
 
 
+FAILING = """
+import atexit, sys, torch
+from slm.startup import leave_with
+
+torch.cuda.is_initialized = lambda: sys.argv[1] == "gpu"
+atexit.register(print, "taken apart")
+print("said")
+sys.exit(leave_with(int(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("device", "code", "apart"), [("gpu", 4, False), ("gpu", 0, True), ("cpu", 4, True)])
+def test_a_failure_with_a_gpu_ends_at_once(device, code, apart):
+    ended = subprocess.run([sys.executable, "-c", FAILING, device, str(code)], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stdout.split("\n")[:-1] == ["said", *(["taken apart"] if apart else [])]
+
+
 def test_the_collector_rests_while_modules_load_and_comes_back():
     with importing():
         assert not gc.isenabled()

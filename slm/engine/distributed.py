@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,13 +21,16 @@ import torch
 import torch.distributed as dist
 
 from slm.artifact import digest
-from slm.errors import LostRankError, MachineError, SlmError, from_os_error
+from slm.device import gpu_count, why_no_gpu
+from slm.errors import InterruptedRunError, LostRankError, MachineError, PreemptedError, SlmError, from_os_error
 
 Found = TypeVar("Found")
 
 SETTLE_S = 0.1
 """How long this thread stands back after the last collective. Gloo's threads then let go of its tensors, for which they
 need the interpreter; one that still waits for it when the interpreter ends aborts the process (exit code -6)."""
+LATER_S = 30.0
+"""What gloo, which finds missing ranks by itself, gets for saying so."""
 LONG = datetime.timedelta(hours=12)
 """How long ranks wait for one that reads, converts or writes a whole model: longer than the process group would."""
 
@@ -66,10 +71,10 @@ def find_place() -> Place:
         raise MachineError(
             f"RANK={rank} does not fit WORLD_SIZE={world_size}", mend="unset stale variables, or start by the launcher"
         )
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        if local_rank >= torch.cuda.device_count():
+    if count := gpu_count():
+        if local_rank >= count:
             raise MachineError(
-                f"rank {rank} is number {local_rank} of this host, which has {torch.cuda.device_count()} GPUs",
+                f"rank {rank} is number {local_rank} of this host, which has {count} GPUs",
                 mend="start as many ranks as there are GPUs, or set DS_ACCELERATOR=cpu",
             )
         torch.cuda.set_device(local_rank)
@@ -77,19 +82,44 @@ def find_place() -> Place:
     return Place(rank, world_size, local_rank, torch.device("cpu"))
 
 
+def device_name(device: torch.device) -> str:
+    """For people: `cuda:0 (NVIDIA H100 80GB HBM3)`."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def rank_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the numbers that a rank alone draws from a step on, as dropout does."""
     return int(digest([seed, step, rank])[:15], 16)
 
 
+LOCAL_COUNTS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+"""By which torchrun and DeepSpeed say how many ranks a host has."""
+
+
+def launcher_counts_ranks() -> bool:
+    """Whether the launcher says how many ranks this host has."""
+    return any(name in os.environ for name in LOCAL_COUNTS)
+
+
 def ranks_here(place: Place) -> int:
-    """Ranks of this host, as the launcher says: torchrun by LOCAL_WORLD_SIZE, DeepSpeed by LOCAL_SIZE; else all."""
-    return max(1, min(place.world_size, _variable("LOCAL_WORLD_SIZE", _variable("LOCAL_SIZE", place.world_size))))
+    """Ranks of this host, as the launcher says; else all."""
+    said = next((_variable(name, 1) for name in LOCAL_COUNTS if name in os.environ), place.world_size)
+    return max(1, min(place.world_size, said))
 
 
 def prepare_environment() -> None:
-    """What has to stand before deepspeed is imported; a process alone becomes a job of one rank."""
-    if not torch.cuda.is_available():
+    """What has to stand before deepspeed is imported; a process alone becomes a job of one rank.
+
+    Raises:
+        MachineError: this host has a GPU that torch can't use. On CPUs, unasked, a stage would take weeks; and the
+            ranks of this host would wait for ever for those that have a GPU.
+    """
+    if reason := why_no_gpu():
+        raise MachineError(
+            f"torch can't use this host's GPU: {reason}",
+            mend="install a torch that fits the driver (nvidia-smi shows its version), or set DS_ACCELERATOR=cpu",
+        )
+    if not gpu_count():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:  # alone: a MASTER_ADDR or MASTER_PORT is left over from another job
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -101,11 +131,18 @@ def prepare_environment() -> None:
 
 
 @contextmanager
-def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
+def process_group(
+    place: Place, timeout_minutes: float = 10, *, stuck: Callable[[MachineError], None] | None = None
+) -> Iterator[None]:
     """The default process group, through DeepSpeed, for the length of the block.
 
+    Args:
+        timeout_minutes: how long ranks wait for each other.
+        stuck: told, in a thread, why this process is about to end: NCCL connects the ranks in one call, without a
+            limit of its own, and nothing gets out of it.
+
     Raises:
-        MachineError: the port of rank 0 is taken, or ranks did not come.
+        MachineError: the port of rank 0 is taken, ranks did not come, or NCCL can't connect them.
     """
     import deepspeed
     import deepspeed.ops
@@ -117,24 +154,62 @@ def process_group(place: Place, timeout_minutes: float = 10) -> Iterator[None]:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_world)))
     try:
-        deepspeed.init_distributed(
-            dist_backend="gloo" if on_cpu else "nccl",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=datetime.timedelta(minutes=timeout_minutes),
-        )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        with _ending_if_stuck(60 * timeout_minutes + LATER_S, stuck):
+            deepspeed.init_distributed(
+                dist_backend="gloo" if on_cpu else "nccl",
+                auto_mpi_discovery=False,
+                verbose=False,
+                timeout=datetime.timedelta(minutes=timeout_minutes),
+            )
+    except dist.DistError as error:
         raise _explain_meeting(error) from error
-    lost = False
     try:
         yield
-    except LostRankError:
-        lost = True  # taking the group apart may wait for the rank that is gone, and the error would never be said
+    except BaseException as error:
+        if _all_leave(error, on_cpu):
+            _take_apart()
         raise
+    _take_apart()
+
+
+def _all_leave(error: BaseException, on_cpu: bool) -> bool:
+    """Whether the process group can be taken apart: that may wait for ranks that are gone, or that stay.
+
+    Then the error would never be said. NCCL waits for every rank; gloo only lets go of its own connections.
+    """
+    agreed = isinstance(error, PreemptedError | InterruptedRunError)
+    return agreed or (on_cpu and not isinstance(error, LostRankError))
+
+
+def _take_apart() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        time.sleep(SETTLE_S)
+
+
+@contextmanager
+def _ending_if_stuck(seconds: float, stuck: Callable[[MachineError], None] | None) -> Iterator[None]:
+    """End the process when the block takes longer: what waits in it can't be called back."""
+
+    def end() -> None:
+        error = MachineError(
+            f"the ranks are not connected after {seconds / 60:.0f} minutes",
+            where=f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
+            mend="see the logs of the others, and slm doctor --hostfile HOSTS; NCCL_DEBUG=INFO shows what NCCL does",
+        )
+        if stuck is not None:
+            stuck(error)
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
-        if dist.is_initialized() and not lost:
-            dist.destroy_process_group()
-            time.sleep(SETTLE_S)
+        timer.cancel()
 
 
 def _explain_meeting(error: Exception) -> MachineError:
@@ -143,17 +218,32 @@ def _explain_meeting(error: Exception) -> MachineError:
     if "EADDRINUSE" in str(error):
         mend = "unset MASTER_PORT if it is left over from another job, or give a free one: deepspeed --master_port N …"
         return MachineError("the port on which ranks meet is taken", where=where, mend=mend)
+    if isinstance(error, dist.DistBackendError):
+        return MachineError(
+            f"the ranks can't be connected: {_first_line(error)}",
+            where=where,
+            mend="is it one rank for each GPU? NCCL_DEBUG=INFO shows more; slm doctor --hostfile HOSTS looks at hosts",
+        )
     return MachineError(
-        f"the ranks did not all meet: {str(error).splitlines()[0]}",
+        f"the ranks did not all meet: {_first_line(error)}",
         where=where,
         mend="see the logs of the others, and slm doctor --hostfile HOSTS for network and firewall",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:
     """Element-wise sum over ranks, in fp64."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
+    return read_back(tensor)
+
+
+def read_back(tensor: torch.Tensor) -> list[float]:
+    """The numbers of a vector. On a GPU this waits for what is under way there, other ranks' part in it too."""
     return [float(value) for value in tensor.tolist()]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from slm.config.stage import StageConfig
-from slm.engine.distributed import Place, ranks_here
+from slm.device import gpu_count
+from slm.engine.distributed import Place, launcher_counts_ranks, ranks_here
 from slm.plan.estimate import refuse_what_cannot_fit
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -25,8 +26,8 @@ def require_fit(config: StageConfig, place: Place) -> None:
     """
     local = ranks_here(place)
     gpu = place.device.type == "cuda"
-    if gpu:  # a launcher that does not say how many ranks are here leaves them all to be
-        local = min(local, torch.cuda.device_count())
+    if gpu and not launcher_counts_ranks():  # all of them, if one took ranks_here at its word
+        local = min(local, gpu_count())
     refuse_what_cannot_fit(
         config,
         world=place.world_size,

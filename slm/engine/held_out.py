@@ -16,7 +16,7 @@ from slm.data.loader import Row, SourceSpec
 from slm.data.reader import DamageError, ShardSet
 from slm.data.source import require_little_damage
 from slm.engine.batch import MicroBatch, to_micro_batch
-from slm.engine.distributed import Place, all_counts, all_sum, together
+from slm.engine.distributed import Place, all_counts, all_sum, read_back, together
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class HeldOutEvaluation:
                     _, losses = engine(
                         batch.input_ids, batch.position_ids, batch.lengths, batch.where, batch.labels, batch.rows
                     )
-                    for source, value, count in zip(batch.sources, losses.tolist(), batch.rows, strict=True):
+                    for source, value, count in zip(batch.sources, read_back(losses), batch.rows, strict=True):
                         sums[source] += value * one.counts
                         labels[source] += count * one.counts
         finally:

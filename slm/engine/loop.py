@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm.callbacks.callback import Callback
 from slm.config.stage import StageConfig
 from slm.data.loader import PackedLoader
 from slm.engine.anchor import Anchor
 from slm.engine.batch import MicroBatch, to_micro_batch
-from slm.engine.distributed import Place, all_counts, all_sum, raise_first
+from slm.engine.distributed import Place, all_counts, all_sum, raise_first, read_back
 from slm.engine.figures import Figures
 from slm.engine.finite import count_step, require_progress
 from slm.engine.held_out import HeldOutEvaluation
@@ -195,6 +196,7 @@ def _forward_backward(run: Run, batches: list[MicroBatch], shares: dict[str, flo
         shares: source -> part of the step's loss that the cross-entropy of one of its labels makes.
     """
     own = dict.fromkeys(run.sources, 0.0)
+    found: list[Tensor] = []
     for i, batch in enumerate(batches):
         if i:
             run.engine.step()  # inside an accumulation this only counts the micro-batch
@@ -205,7 +207,9 @@ def _forward_backward(run: Run, batches: list[MicroBatch], shares: dict[str, flo
         )
         run.pulse.mark("backward")
         run.engine.backward(loss, scale_wrt_gas=False)
-        for source, value in zip(batch.sources, losses.tolist(), strict=True):
+        found.append(losses)
+    for batch, losses in zip(batches, found, strict=True):  # at the end: reading waits for the device
+        for source, value in zip(batch.sources, read_back(losses), strict=True):
             own[source] += value
     run.figures.arrive()
     own_penalty = run.anchor.penalty() if run.anchor is not None else 0.0

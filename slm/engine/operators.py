@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slm.config.zero import OFFLOAD, offload_device
 from slm.engine.distributed import Place
 from slm.errors import MachineError
@@ -117,6 +119,7 @@ def _require_aio() -> None:
         MachineError: what keeps DeepSpeed's asynchronous file operator from being built or loaded.
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder
+    from torch.utils.cpp_extension import CUDA_HOME
 
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
@@ -126,6 +129,11 @@ def _require_aio() -> None:
         )
     if shutil.which("ninja") is None:
         raise MachineError("NVMe offload needs ninja to build its operator", mend="pip install ninja")
+    if torch.cuda.is_available() and CUDA_HOME is None:
+        raise MachineError(
+            "NVMe offload on a GPU needs the CUDA toolkit to build its operator, and there is none",
+            mend="install it or set CUDA_HOME to where it is, or use ds_configs/zero/zero3_offload.json",
+        )
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise MachineError(
             "NVMe offload needs libaio and its headers",

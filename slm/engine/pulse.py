@@ -18,6 +18,8 @@ from typing import Any
 WAITING_IN = (os.path.join("torch", "distributed", ""), os.path.join("deepspeed", "comm", ""))
 """Code in which a rank waits for the others."""
 WAITING_FOR = ("wait", "barrier")
+READING = (os.path.join("engine", "distributed.py"), "read_back")
+"""Where a rank reads numbers back from its GPU: messages to other ranks only start there, and this waits for them."""
 PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 STEPPING = ("reading", "agreeing", "forward", "backward", "updating")
 """Phases of an optimizer step."""
@@ -112,6 +114,8 @@ def sign_of(pulse: Pulse, rank: int, host: str, machine: str, *, look_after_s: f
 
 def is_waiting(frame: FrameType | None, depth: int = 8) -> bool:
     """Whether the innermost calls of a thread are a message to other ranks, or the wait for one."""
+    if frame is not None and _reads_back(frame):
+        return True
     while frame is not None and depth:
         code = frame.f_code
         if any(part in code.co_filename for part in WAITING_IN):
@@ -120,6 +124,11 @@ def is_waiting(frame: FrameType | None, depth: int = 8) -> bool:
             return True
         frame, depth = frame.f_back, depth - 1
     return False
+
+
+def _reads_back(frame: FrameType) -> bool:
+    file, function = READING
+    return frame.f_code.co_filename == f"{PACKAGE}{file}" and frame.f_code.co_name == function
 
 
 def line_of(frame: FrameType | None) -> str:

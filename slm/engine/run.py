@@ -21,7 +21,7 @@ from slm.data.mix import open_sources, planned_steps, stage_loader, stage_source
 from slm.engine.anchor import Anchor
 from slm.engine.build import build_engine, use_bf16
 from slm.engine.checkpoint import Checkpoints
-from slm.engine.distributed import LONG, Place, find_place, from_main, process_group, together
+from slm.engine.distributed import LONG, Place, device_name, find_place, from_main, process_group, together
 from slm.engine.export import export
 from slm.engine.figures import Figures
 from slm.engine.fit import require_fit
@@ -66,9 +66,10 @@ def train(config: StageConfig, command: str = "", end: float | None = None) -> i
                 write_status(out, "done", step=status["steps"], steps=status["steps"])
             return 0
         log.info("%s: %s", out, why)
+        log.info("%d ranks, this one on %s", place.world_size, device_name(place.device))
         _check_vocabulary(config)
         with (
-            process_group(place),
+            process_group(place, stuck=lambda error: _record_failure(out, place, error)),
             stop_request(out, watch_file=place.is_main, end=end) as stop,
             watching(place, out, config.watch) as watch,
         ):

@@ -19,14 +19,15 @@ class Verdict:
     """Which rank ended a job, and how.
 
     Attributes:
-        kind: `died` (its connection closed), `silent` (no sign of life), `hung` (alive, and gets nowhere), `failed`
-            (it left with an error that it had told).
+        kind: `died` (its connection closed), `silent` (no sign of life), `hung` (alive, and gets nowhere), `stalled`
+            (all wait in the same place, so nothing says who is to blame), `failed` (it left with an error that it had
+            told).
         sign: the last that was heard of it.
         words: the error; how long it was silent; where it hangs.
         lost: the same command may well succeed when it is run again.
     """
 
-    kind: Literal["died", "silent", "hung", "failed"]
+    kind: Literal["died", "silent", "hung", "stalled", "failed"]
     sign: Sign
     words: str = ""
     lost: bool = True
@@ -39,6 +40,8 @@ class Verdict:
             return f"{who} gave no sign of life for {self.words}, last in {doing}: stopped, or cut off"
         if self.kind == "hung":
             return f"{who} hangs in {doing} {self.words}"
+        if self.kind == "stalled":
+            return f"all ranks wait for each other in {doing} {self.words}: a message does not arrive, or a GPU hangs"
         return f"{who} failed in {doing}: {self.words}"
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def find_hung(signs: Sequence[Sign], stuck_s: float | None) -> Verdict | None:
     """The rank that keeps all from getting on; None while one of them got on lately.
 
     Ranks that wait for others are not the cause. Of the rest the one that has come least far is; when all wait for
-    each other (in different messages, then) it is the one whose line is the rarest.
+    each other (in different messages, then) it is the one whose line is the rarest, if one is.
     """
     still = min(sign.still_s for sign in signs)
     if still <= allowed_s(signs, stuck_s):
@@ -81,4 +84,5 @@ def find_hung(signs: Sequence[Sign], stuck_s: float | None) -> Verdict | None:
         lines = [sign.at for sign in signs]
         odd = min(signs, key=lambda sign: (lines.count(sign.at), sign.step, sign.count, sign.rank))
     where = f" at {odd.at}" if odd.at else ""
-    return Verdict("hung", odd, f"for {odd.still_s:.0f} s{where}")
+    alike = not busy and len(signs) > 1 and len({sign.at for sign in signs}) == 1
+    return Verdict("stalled" if alike else "hung", odd, f"for {odd.still_s:.0f} s{where}")

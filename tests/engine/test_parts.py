@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ from slm.data.loader import Row
 from slm.engine.batch import to_micro_batch
 from slm.engine.build import split_vocabulary_rows
 from slm.engine.deepspeed_config import accumulation, joined
-from slm.engine.distributed import Place, find_place, rank_seed, ranks_here
+from slm.engine.distributed import Place, _all_leave, find_place, process_group, rank_seed, ranks_here
+from slm.engine.fit import require_fit
 from slm.engine.loop import loss_weights
+from slm.engine.operators import prepare_operators
 from slm.engine.schedule import rate_factor
-from slm.errors import ConfigError, MachineError
+from slm.errors import ConfigError, DataError, InterruptedRunError, LostRankError, MachineError, PreemptedError
 
 
 def config(**changes):
@@ -155,6 +160,71 @@ def test_ranks_of_this_host_are_what_the_launcher_says(monkeypatch):
     assert ranks_here(place) == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert ranks_here(place) == 2
+
+
+def test_the_share_of_a_host_is_by_its_ranks_not_by_the_gpus_that_one_rank_sees(monkeypatch):
+    asked = []
+    monkeypatch.setattr("slm.engine.fit.refuse_what_cannot_fit", lambda _, **facts: asked.append(facts))
+    monkeypatch.setattr("slm.engine.fit.available_memory", lambda: 800.0)
+    monkeypatch.setattr("slm.engine.fit.gpu_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=80.0))
+    place = Place(0, 16, 0, torch.device("cuda", 0))
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    require_fit(config(), place)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    require_fit(config(), place)
+    assert [(facts["hosts"], facts["host_bytes"]) for facts in asked] == [(16, 800.0), (2, 100.0)]
+
+
+def test_nvme_offload_on_a_gpu_names_the_toolkit_that_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    nvme = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}}}
+    with pytest.raises(MachineError, match="CUDA toolkit"):
+        prepare_operators(nvme, Place(0, 1, 0, torch.device("cuda", 0)))
+
+
+@pytest.mark.parametrize(
+    ("error", "on_cpu", "on_gpu"),
+    [
+        (PreemptedError("asked to stop"), True, True),
+        (InterruptedRunError("interrupted"), True, True),
+        (LostRankError("rank 1 died"), False, False),
+        (DataError("a shard is damaged"), True, False),
+        (RuntimeError("CUDA out of memory"), True, False),
+    ],
+)
+def test_a_process_group_is_taken_apart_only_where_that_waits_for_nobody(error, on_cpu, on_gpu):
+    assert (_all_leave(error, True), _all_leave(error, False)) == (on_cpu, on_gpu)
+
+
+def test_ranks_that_cannot_be_connected_are_told_so(monkeypatch):
+    def refuse(**_):
+        raise torch.distributed.DistBackendError("NCCL error: Duplicate GPU detected\nmore")
+
+    monkeypatch.setattr("deepspeed.init_distributed", refuse)
+    with (
+        pytest.raises(MachineError, match="Duplicate GPU detected"),
+        process_group(Place(0, 2, 0, torch.device("cuda", 0))),
+    ):
+        pytest.fail("there is no group")
+
+
+def test_who_waits_for_a_connection_for_ever_says_so_and_ends(tmp_path):
+    script = """
+import sys, time
+from slm.engine.distributed import _ending_if_stuck
+with _ending_if_stuck(5, None):
+    pass
+time.sleep(0.1)
+with _ending_if_stuck(0.2, lambda error: open(sys.argv[1], "w").write(error.what)):
+    time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "told")], capture_output=True, text=True)
+    assert ended.returncode == MachineError.exit_code and "the ranks are not connected after 0 minutes" in ended.stderr
+    assert (tmp_path / "told").read_text() in ended.stderr
 
 
 def test_ranks_draw_numbers_of_their_own():

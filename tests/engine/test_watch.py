@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 
 import pytest
 
-from slm.engine.pulse import STEPPING, Pulse, Sign, sign_of
+from slm.engine.distributed import read_back
+from slm.engine.pulse import STEPPING, Pulse, Sign, is_waiting, sign_of
 from slm.engine.verdict import LASTING_S, OUTSIDE_S, Verdict, allowed_s, find_hung
 from slm.engine.wire import BEAT_S, Hub, Silence, Spoke, patience
 
@@ -42,6 +44,26 @@ def test_of_several_that_compute_the_one_that_is_behind_is_odd():
 def test_where_all_wait_the_one_with_another_message_is_odd():
     signs = [sign(rank, still_s=20.0, waits=True, at="barrier" if rank == 1 else "all_reduce") for rank in range(3)]
     assert find_hung(signs, stuck_s=10).sign.rank == 1
+
+
+def test_where_all_wait_in_the_same_place_nobody_is_named():
+    verdict = find_hung([sign(rank, still_s=20.0, waits=True, at="loop.py:9 agree") for rank in range(3)], stuck_s=10)
+    assert verdict.kind == "stalled"
+    assert str(verdict) == (
+        "all ranks wait for each other in 'forward' of step 4 for 20 s at loop.py:9 agree: "
+        "a message does not arrive, or a GPU hangs"
+    )
+    alone = find_hung([sign(0, still_s=20.0, waits=True)], stuck_s=10)
+    assert alone.kind == "hung"
+
+
+def test_reading_numbers_back_from_a_gpu_is_waiting():
+    class OnGpu:
+        def tolist(self):
+            return [float(is_waiting(sys._getframe(1)))]  # on a GPU, `tolist` waits without a frame of Python's
+
+    assert read_back(OnGpu()) == [1.0]
+    assert not is_waiting(sys._getframe())
 
 
 def test_how_long_ranks_may_stand_still():
