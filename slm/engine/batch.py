@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slm.data.loader import Row
+from slm.device import sent
 from slm.losses.next_token import supervised_positions
 
 
@@ -31,11 +32,8 @@ class MicroBatch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on a device. A GPU is fed from pinned memory, so that the copy runs beside the computation."""
-        moved = [
-            (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-            for tensor in (self.input_ids, self.position_ids, self.where, self.labels)
-        ]
+        """The same on a device."""
+        moved = [sent(tensor, device) for tensor in (self.input_ids, self.position_ids, self.where, self.labels)]
         return MicroBatch(moved[0], moved[1], self.lengths, moved[2], moved[3], self.rows, self.sources)
 
 

@@ -150,9 +150,9 @@ def process_group(
     on_cpu = place.device.type == "cpu"
     if on_cpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        local_world = ranks_here(place)
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_world)))
+    if "OMP_NUM_THREADS" not in os.environ:  # beside a GPU too: an offloaded optimizer works here
+        share = (os.cpu_count() or 1) // ranks_here(place)
+        torch.set_num_threads(max(1, min(share, len(os.sched_getaffinity(0)))))
     try:
         with _ending_if_stuck(60 * timeout_minutes + LATER_S, stuck):
             deepspeed.init_distributed(

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from slm.device import sent
+
 DOCUMENTS = "slm_documents"
 KERNEL = "slm_kernel"
 TRIAL_LENGTHS = (37, 1, 90)
@@ -133,7 +135,7 @@ def document_arguments(implementation: str, lengths: list[int], device: torch.de
         return {"document_lengths": lengths}
     if implementation != KERNEL and not implementation.startswith("flash_attention"):
         return {}
-    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+    borders = sent(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
     longest = max(lengths)
     return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 

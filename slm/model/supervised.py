@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from slm.device import sent
 from slm.model.attention import document_arguments
 from slm.model.head import use_loss_head
 from slm.model.lora import causal_lm
@@ -62,8 +63,8 @@ class SupervisedLM(nn.Module):
         hidden_TD = inner.model(
             input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False, **extra
         ).last_hidden_state[0]
-        of_row = torch.repeat_interleave(torch.tensor(rows)).to(labels.device)
-        factors = torch.tensor(weights if weights is not None else [1.0] * len(rows)).to(labels.device)
+        of_row = sent(torch.repeat_interleave(torch.tensor(rows)), labels.device)
+        factors = sent(torch.tensor(weights if weights is not None else [1.0] * len(rows)), labels.device)
         chunk = self.chunk or inner.lm_head.suitable_chunk(labels.device)
         loss, losses_N = cast(
             tuple[Tensor, Tensor], inner.lm_head(hidden_TD[where], labels, factors[of_row], chunk=chunk)
