@@ -33,7 +33,7 @@ from slm.config.evaluation import EvalJob
 from slm.device import gpu_count, take_own_gpu
 from slm.errors import DataError, MachineError
 from slm.eval.evaluate import KIND, Load, evaluate_model, evaluation_folder
-from slm.eval.stopping import Stopped, stopping
+from slm.eval.stopping import Stopped, held, stopping
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,17 +154,17 @@ def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any, load
     lines, numbers = context.Queue(), context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(lines, numbers))
     try:
-        waiting: set[Future[None]] = {pool.submit(_work, job, label, ref, inputs, load) for label, ref, inputs in todo}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2)
+        with held() as look:
+            todos: set[Future[None]] = {
+                pool.submit(_work, job, label, ref, inputs, load) for label, ref, inputs in todo
+            }
+            while todos:
+                done, todos = wait(todos, timeout=0.2)
+                look()
+                _drain(lines, told)
+                for future in done:
+                    _require_done(future)
             _drain(lines, told)
-            for future in done:
-                if isinstance(future.exception(), OSError | RuntimeError) and "process" in str(future.exception()):
-                    raise MachineError(
-                        "an evaluation process died", mend="lower workers or batch_size; it may be short of memory"
-                    ) from future.exception()
-                future.result()
-        _drain(lines, told)
     except BaseException:
         # What is finished is kept; a worker in the middle of a model takes its scratch folder away and goes.
         for process in multiprocessing.active_children():
@@ -172,6 +172,15 @@ def _evaluate_in_workers(job: EvalJob, todo: Todo, workers: int, told: Any, load
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _require_done(future: Future[None]) -> None:
+    error = future.exception()
+    if isinstance(error, OSError | RuntimeError) and "process" in str(error):
+        raise MachineError(
+            "an evaluation process died", mend="lower workers or batch_size; it may be short of memory"
+        ) from error
+    future.result()
 
 
 _lines: Any = None

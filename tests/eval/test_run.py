@@ -185,8 +185,8 @@ def test_asked_to_stop_it_leaves_nothing_half_written_and_continues(world, learn
     while "[1/30]" not in (line := process.stderr.readline()):
         assert line, "ended before its first result"
     process.send_signal(signal.SIGTERM)
-    said = process.stderr.read()
-    assert process.wait(timeout=60) == 85, said
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 85, said
     assert "Traceback" not in said and "run the same command again" in said
     deadline = time.monotonic() + 20
     while _group_lives(process.pid):

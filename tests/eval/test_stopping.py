@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from slm.eval.stopping import Stopped, stopping
+from slm.eval.stopping import Stopped, held, stopping
 
 
 class _ToldAtItsEnd:
@@ -44,11 +44,12 @@ def test_a_signal_while_an_object_is_finalised_stops_it_too(as_it_was, capfd):
     assert not capfd.readouterr().err
 
 
-def test_work_that_ended_before_the_second_signal_is_done(as_it_was):
+def test_work_that_ended_before_the_second_signal_is_done(as_it_was, monkeypatch):
+    monkeypatch.setattr("slm.eval.stopping.AGAIN_S", 0.5)
     with stopping():
         one = _ToldAtItsEnd()
         del one
-    time.sleep(0.2)
+    time.sleep(0.7)
 
 
 def test_other_errors_of_finalisers_are_told_as_ever(as_it_was):
@@ -65,3 +66,32 @@ def test_other_errors_of_finalisers_are_told_as_ever(as_it_was):
     finally:
         sys.unraisablehook = before
     assert [each.exc_type for each in told] == [ValueError]
+
+
+def test_a_second_signal_does_not_cut_short_what_is_put_in_order(as_it_was):
+    in_order = []
+    with pytest.raises(Stopped), stopping():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            _work(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            _work(0.1)
+            in_order.append(True)
+    assert in_order
+
+
+def test_where_locks_are_shared_the_work_is_asked_not_interrupted(as_it_was):
+    steps = []
+    with pytest.raises(Stopped), stopping(), held() as look:
+        look()
+        os.kill(os.getpid(), signal.SIGTERM)
+        _work(0.1)
+        steps.append("not interrupted")
+        look()
+        steps.append("not reached")
+    assert steps == ["not interrupted"]
+    with pytest.raises(Stopped), stopping(), held():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with stopping(), held() as look:  # of another evaluation
+        look()
