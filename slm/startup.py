@@ -34,13 +34,13 @@ def leave_without_collecting() -> None:
 
 
 def leave_with(code: int) -> int:
-    """The exit code; one of failure ends a process that used GPUs here and now.
+    """The exit code; a process that has loaded torch ends with it here and now.
 
-    Other ranks may be in the middle of a message to this one. The interpreter's own end takes NCCL's connections and
-    the GPU's memory apart piece by piece, and would wait for them.
+    The interpreter's own end takes connections and the GPU's memory apart piece by piece. NCCL's would wait for ranks
+    that are in the middle of a message to this one, and a thread of gloo's that has yet to let go of the last message
+    would abort the process (exit code -6).
     """
-    torch = sys.modules.get("torch")
-    if code and torch is not None and torch.cuda.is_initialized():
+    if "torch" in sys.modules:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

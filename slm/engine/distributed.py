@@ -10,7 +10,6 @@ import datetime
 import os
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +25,6 @@ from slm.errors import InterruptedRunError, LostRankError, MachineError, Preempt
 
 Found = TypeVar("Found")
 
-SETTLE_S = 0.1
-"""How long this thread stands back after the last collective. Gloo's threads then let go of its tensors, for which they
-need the interpreter; one that still waits for it when the interpreter ends aborts the process (exit code -6)."""
 LATER_S = 30.0
 """What gloo, which finds missing ranks by itself, gets for saying so."""
 LONG = datetime.timedelta(hours=12)
@@ -184,7 +180,6 @@ def _all_leave(error: BaseException, on_cpu: bool) -> bool:
 def _take_apart() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-        time.sleep(SETTLE_S)
 
 
 @contextmanager
