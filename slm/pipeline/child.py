@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -40,6 +41,11 @@ a stopped process, and pdsh for a host that does not answer. So long may its pro
 
 FAREWELL_S = 600.0
 """How long a train step that has all it was to make may go on: a tracker may still send what it has."""
+
+FIRST_PORT, PORTS = 15_000, 5_000
+_START = int.from_bytes(os.urandom(4), "little")
+_taken = itertools.count()
+"""Two steps of this process that start at the same time are not given the same port."""
 
 _HOST_ENDED = re.compile(r"^pdsh@\S*: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 _CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
@@ -321,7 +327,16 @@ def _located(part: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody uses now.
+
+    Below those that the kernel hands out (from 32768 on): one of them may be given to anybody before it is used.
+    """
+    for _ in range(PORTS):
+        with socket.socket() as probe:
+            try:
+                port = FIRST_PORT + (_START + next(_taken)) % PORTS
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise MachineError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}", mend="end what uses them")

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 TOKEN = "SLM_PIPELINE_TOKEN"
 GRACE_S = 20.0
+LOADING_S = 0.05
 LOOKED_AT_S = 1.0
 """Who only looks whether a folder is held (`is_held`) holds it for a moment."""
 
@@ -119,7 +120,18 @@ def is_held(run: Path) -> bool:
 
 
 def processes(token: str) -> list[int]:
-    """Processes of this machine that carry the token or `token.…` (Linux; elsewhere none are found)."""
+    """Processes of this machine that carry the token or `token.…` (Linux; elsewhere none are found).
+
+    One that was started a moment ago shows no environment yet: nothing is believed to be there at the second look.
+    """
+    found = _marked(token)
+    if not found:
+        time.sleep(LOADING_S)
+        found = _marked(token)
+    return found
+
+
+def _marked(token: str) -> list[int]:
     mark = f"{TOKEN}={token}".encode()
     found = []
     for environ in map(Path, glob.glob("/proc/[0-9]*/environ")):  # pathlib's raises when a process ends meanwhile

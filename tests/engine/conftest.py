@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -77,10 +79,17 @@ class Outcome:
         return json.loads((self.out / "status.json").read_text())
 
 
+_ports = itertools.count()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Of this test process's own thousand, below those that the kernel hands out to anybody who asks."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = 20_000 + 1000 * (worker % 12) + next(_ports) % 1000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def settings_of(out: Path, base: Path, shards: dict[str, str], /, **settings) -> dict:

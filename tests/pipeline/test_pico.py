@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def pipeline(runs, *options):
     argv = [sys.executable, "launcher/pipeline.py", "ds_configs/pipelines/pico.yaml", f"runs={runs}", *options]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.fixture(scope="module")

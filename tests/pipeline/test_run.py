@@ -215,9 +215,13 @@ def test_a_stale_lock_is_taken_over_and_leftover_processes_are_ended(make_plan, 
     assert (plan.folder / ".lock").read_text() == ""
 
 
-def press(number, after, times=1, gap=0.6):
+def press(number, when, times=1, gap=0.6):
+    """Send this process a signal, once the file `when` is there."""
+
     def send():
-        time.sleep(after)
+        deadline = time.monotonic() + 60
+        while not when.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
         for _ in range(times):
             os.kill(os.getpid(), number)
             time.sleep(gap)
@@ -235,7 +239,7 @@ def press(number, after, times=1, gap=0.6):
 )
 def test_asked_to_stop_it_waits_for_the_child_and_the_next_run_continues(make_plan, screen, number, error, code):
     slow = make_plan({"a": {}, "b": {"needs": ["a"], "seconds": 30}})
-    press(number, 1.5)
+    press(number, slow.folder / "logs" / "b.log")
     began = time.monotonic()
     with pytest.raises(error) as caught:
         run_pipeline(slow, screen)
@@ -252,18 +256,20 @@ import pathlib, time
 while not pathlib.Path({str(folder / "STOP")!r}).exists(): time.sleep(0.05)
 pathlib.Path({str(folder / "saved")!r}).write_text("checkpoint")
 """
-    press(signal.SIGINT, 0.7)
+    press(signal.SIGINT, tmp_path / "run" / "logs" / "a.log")
     with pytest.raises(InterruptedRunError):
         run_pipeline(make_plan({"a": {"kind": "train", "code": code}}), screen)
     assert (folder / "saved").exists() and not (folder / "STOP").exists()
 
 
-def test_a_second_ctrl_c_ends_at_once_and_leaves_no_child(make_plan, screen, monkeypatch):
-    stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+def test_a_second_ctrl_c_ends_at_once_and_leaves_no_child(make_plan, tmp_path, screen, monkeypatch):
+    deaf = tmp_path / "deaf"
+    stubborn = "import pathlib, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    stubborn += f"pathlib.Path({str(deaf)!r}).touch(); time.sleep(60)"
     plan = make_plan({"a": {"code": stubborn}})
     tokens = []
     monkeypatch.setattr("slm.pipeline.run.RunLock", lambda run: tokens.append(RunLock(run)) or tokens[-1])
-    press(signal.SIGINT, 0.7, times=2)
+    press(signal.SIGINT, deaf, times=2)
     began = time.monotonic()
     with pytest.raises(InterruptedRunError, match="ended before it could save: a") as caught:
         run_pipeline(plan, screen)
@@ -288,11 +294,13 @@ run_pipeline(pickle.load(open({str(tmp_path / "plan")!r}, "rb")), Console())
     (tmp_path / "plan").write_bytes(pickle.dumps(plan))
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
-        while "a" not in trace.read_text() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while not (plan.folder / "logs" / "b.log").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(1)
+        assert "a" in trace.read_text()
         token = json.loads((plan.folder / ".lock").read_text())["token"]
+        while len(processes(token)) != 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
         process.kill()
         process.wait()
         assert len(processes(token)) == 1

@@ -34,8 +34,16 @@ def waits(out: Path, then: str) -> str:
     return WAITS.format(root=ROOT, out=str(out), then=then)
 
 
-def press(number: int, after: float) -> None:
-    threading.Timer(after, signal.raise_signal, [number]).start()
+def press(number: int, when: Path) -> None:
+    """Raise a signal here, once the file `when` is there."""
+
+    def send() -> None:
+        deadline = time.monotonic() + 60
+        while not when.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        signal.raise_signal(number)
+
+    threading.Thread(target=send).start()
 
 
 def launched(inner: str) -> str:
@@ -62,7 +70,7 @@ def test_ranks_that_go_on_for_ever_without_their_launcher_are_ended(make_plan, s
 
 
 def test_a_step_that_hangs_after_it_has_made_everything_is_done(make_plan, screen, monkeypatch):
-    monkeypatch.setattr("slm.pipeline.child.FAREWELL_S", 0.5)
+    monkeypatch.setattr("slm.pipeline.child.FAREWELL_S", 5.0)
     hangs = "import atexit; from slm.artifact import write_status; atexit.register(time.sleep, 60)"
     hangs += "; write_status(out, 'done')"
     plan = make_plan({"a": {"kind": "train", "extra": hangs}})
@@ -92,7 +100,7 @@ def hangs_up():
 def test_a_terminal_that_is_closed_ends_nothing_before_it_has_saved(make_plan, tmp_path):
     out = tmp_path / "run" / "a"
     plan = make_plan({"a": {"kind": "train", "code": waits(out, "(out / 'saved').touch()")}})
-    press(signal.SIGHUP, 1.0)
+    press(signal.SIGHUP, tmp_path / "run" / "logs" / "a.log")
     with pytest.raises(PreemptedError, match="nothing is lost"):
         run_pipeline(plan, Console(file=Closed(), width=80))
     assert (out / "saved").exists()
@@ -114,7 +122,7 @@ def test_an_error_of_the_pipeline_itself_lets_its_steps_save(make_plan, tmp_path
 def test_a_save_that_fails_is_not_reported_as_a_good_stop(make_plan, tmp_path, screen):
     out = tmp_path / "run" / "a"
     fails = "write_status(out, 'failed', exit_code=4, step=7, reason='disk full'); sys.exit(4)"
-    press(signal.SIGTERM, 1.0)
+    press(signal.SIGTERM, tmp_path / "run" / "logs" / "a.log")
     with pytest.raises(StepError, match=r"disk full \(rank 0, step 7") as caught:
         run_pipeline(make_plan({"a": {"kind": "train", "code": waits(out, fails)}}), screen)
     assert caught.value.exit_code == 4
