@@ -49,7 +49,10 @@ def clear_stale_locks(folder: Path) -> list[Path]:
         if str(lock.resolve()) in held:
             log.info("%s: an operator is being compiled by another process", lock.parent)
             continue
-        age = time.time() - lock.stat().st_mtime
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            continue  # its builder is done
         if _on_network(lock) and age < PATIENCE_S:
             log.warning("%s: taken %.0f s ago, perhaps by another host; if this run hangs, remove it", lock, age)
             continue

@@ -231,7 +231,7 @@ def _leave(run: Run, asked: int) -> None:
     )
 
 
-def _told_by_main(out: Path, error: SlmError, patience_s: float = 2.0) -> bool:
+def _told_by_main(out: Path, error: SlmError, patience_s: float = 10.0) -> bool:
     """Whether rank 0 stopped for the same reason and says so."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:

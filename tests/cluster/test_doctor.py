@@ -110,14 +110,14 @@ def test_every_host_is_asked_and_faults_are_named(tmp_path, stand_ins):
         "ssh",
         "host = sys.argv[sys.argv.index('--') + 1]\n"
         "if host == 'gone': print('ssh: connect to host gone port 22: refused', file=sys.stderr); sys.exit(255)\n"
-        "if host == 'hangs': import time; time.sleep(30)\n"
+        "if host == 'hangs': import time; time.sleep(60)\n"
         "if host == 'mute': sys.exit(0)\n"
         "print('Welcome to the lab!', flush=True)\n" + RUN_HERE,
     )
     hosts = [Host(name, 1) for name in ("good", "gone", "hangs", "mute", "twin")]
     began = time.monotonic()
-    reports = ask_by_ssh(hosts, request(tmp_path), patience_s=8)
-    assert time.monotonic() - began < 15
+    reports = ask_by_ssh(hosts, request(tmp_path), patience_s=20)
+    assert time.monotonic() - began < 40
     assert [report.host for report in reports] == ["good", "gone", "hangs", "mute", "twin"]
     good = reports[0]
     assert good.facts["executable"] == sys.executable and good.facts["code"] == probe.code_digest(str(ROOT))

@@ -109,11 +109,11 @@ def test_a_server_that_keeps_failing_is_named_with_shard_group_and_offset(shard_
 
 
 def test_a_server_that_is_not_there():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/set"
-    with pytest.raises(MachineError, match="can't be read") as caught:
-        ShardSet(url)
+    with socket.socket() as taken:  # nobody listens on it, and nobody else can
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/set"
+        with pytest.raises(MachineError, match="can't be read") as caught:
+            ShardSet(url)
     assert url in caught.value.where
 
 

@@ -17,10 +17,10 @@ def main() -> None:
     prepare_environment()
     place = find_place()
     ends = []
-    with process_group(place, timeout_minutes=1 / 60):
+    with process_group(place, timeout_minutes=5 / 60):
         for within in (datetime.timedelta(minutes=2), None):
             try:
-                together(lambda: time.sleep(0 if place.rank else 3), within=within)
+                together(lambda: time.sleep(0 if place.rank else 9), within=within)
             except RuntimeError as error:
                 ends.append(f"{type(error).__name__}: {error}")
             else:

@@ -33,12 +33,11 @@ def documents(tmp_path_factory):
     return file
 
 
-@pytest.fixture(scope="module")
-def expected(documents, pico_base):
-    """Loss sums of both sources and gradients in fp64, a document at a time, by transformers and autograd."""
+def by_transformers(documents, pico_base, dtype):
+    """Loss sums of both sources and gradients, a document at a time, by transformers and autograd."""
     torch.manual_seed(0)
     config = LoraConfig(rank=4, alpha=8.0, dropout=0.0, targets=["q_proj", "v_proj"])
-    lm = attach(load_base(pico_base), config, vocabulary=True).double()
+    lm = attach(load_base(pico_base), config, vocabulary=True).to(dtype)
     saved = np.load(documents)
     sums, counts = [0.0, 0.0], [0, 0]
     for i in range(64):
@@ -52,9 +51,26 @@ def expected(documents, pico_base):
     return [value.item() for value in sums], {name: parameter.grad for name, parameter in trainable(lm)}
 
 
+@pytest.fixture(scope="module")
+def expected(documents, pico_base):
+    return by_transformers(documents, pico_base, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def rounding(documents, pico_base, expected):
+    """How far the same gradients are off in fp32, which depends on the processor: up to 1e-6 without AVX2."""
+    _, grads = by_transformers(documents, pico_base, torch.float32)
+    return distance(grads, expected[1])
+
+
+def distance(theirs, ours):
+    whole, off = (torch.cat([grads[name].flatten().double() for name in sorted(ours)]) for grads in (ours, theirs))
+    return float((off - whole).norm() / whole.norm())
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gradients_do_not_depend_on_ranks_accumulation_and_packing(
-    zygote, documents, expected, pico_base, shards, tmp_path, ranks
+    zygote, documents, expected, rounding, pico_base, shards, tmp_path, ranks
 ):
     stage, out = tmp_path / "stage.yaml", tmp_path / "found.pt"
     settings = settings_of(tmp_path / "run", pico_base, shards, replay=[{"shards": "b", "loss_weight": WEIGHTS[1]}])
@@ -67,9 +83,8 @@ def test_gradients_do_not_depend_on_ranks_accumulation_and_packing(
     found = torch.load(out)
     assert len(found) == 6
     sums, grads = expected
-    whole = torch.cat([grads[name].flatten() for name in sorted(grads)])
     for (packing, accumulation), (their_sums, their_grads) in found.items():
         np.testing.assert_allclose(list(their_sums.values()), sums, rtol=1e-6)
-        theirs = torch.cat([their_grads[name].flatten().double() for name in sorted(their_grads)])
-        error = float((theirs - whole).norm() / whole.norm())
-        assert error <= 1e-6, (packing, accumulation, error)
+        assert their_grads.keys() == grads.keys()
+        error = distance(their_grads, grads)
+        assert error <= max(1e-6, 1.25 * rounding), (packing, accumulation, error, rounding)

@@ -133,7 +133,7 @@ def test_killed_and_resumed_equals_the_straight_run_bit_for_bit(train, tmp_path)
     while not checkpoint.exists() and time.time() < deadline:
         time.sleep(0.01)
     launcher = psutil.Process(process.pid)
-    for victim in [*launcher.children(recursive=True), launcher]:
+    for victim in [launcher, *launcher.children(recursive=True)]:  # the launcher first: it ends when its ranks do
         victim.kill()
     process.wait()
     assert not (out / "MANIFEST.json").exists(), "the run ended before it could be killed"

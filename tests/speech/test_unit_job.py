@@ -317,6 +317,7 @@ def test_no_memory_and_no_device_are_the_machines_errors(tmp_path, speech, corpu
             raise AssertionError
 
     monkeypatch.setattr("slm.speech.mel_kmeans.MelKMeans", OnDevice)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices_of(str(speech), "auto") == devices_of(str(speech), "cuda") == ["cuda:0", "cuda:1"]
