@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -42,7 +42,8 @@ def leave_with(code: int) -> int:
     """
     if "torch" in sys.modules:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # who read it may be gone
+                stream.flush()
         os._exit(code)
     return code
