@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -268,3 +270,16 @@ def test_identity_holds_what_changes_the_figures(world, tmp_path):
     assert job(world, tmp_path, {"b": "x"}).identity() != one.identity()
     assert job(world, tmp_path, {"b": "x"}).model_identity() == one.model_identity()
     assert set(one.inputs()) == {"data", "model/a"}
+
+
+def test_each_worker_takes_the_next_gpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr(run, "take_own_gpu", taken.append)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(run.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(run, "_lines", None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    numbers = multiprocessing.get_context("spawn").Value("i", 0)
+    for _ in range(2):
+        run._start_worker(None, numbers)
+    assert taken == [0, 1]

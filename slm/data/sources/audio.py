@@ -30,8 +30,17 @@ class AudioRows:
 
     @cached_property
     def extractor(self) -> Extractor:
-        """Of the speech artifact."""
-        return load_extractor(self.source.speech)[0]
+        """Of the speech artifact.
+
+        Raises:
+            DataError: its units are not those of the job.
+        """
+        extractor, found = load_extractor(self.source.speech)
+        self._require_units(found)
+        return extractor
+
+    def _require_units(self, found: UnitSet) -> None:
+        require_same_units(self.units, found, f"speech artifact {self.source.speech}")
 
     @cached_property
     def utterances(self) -> list[Utterance]:
@@ -45,7 +54,7 @@ class AudioRows:
         Raises:
             DataError: its units are not those of the job.
         """
-        require_same_units(self.units, read_units(self.source.speech), f"speech artifact {self.source.speech}")
+        self._require_units(read_units(self.source.speech))
         return [Piece(self.source.path, len(self.utterances))]
 
     def read(self, piece: int, start: int, stop: int | None, first: int) -> Iterator[Example | None]:

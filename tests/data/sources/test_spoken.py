@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import soundfile
 from slm.config.loader import from_mapping
 from slm.config.shards import ShardsJob
 from slm.config.speech import MelKMeansConfig
+from slm.data import workers
 from slm.data.sources import open_source
+from slm.data.sources.audio import AudioRows
 from slm.data.sources.transcripts import read_utterances
 from slm.errors import DataError
 from slm.speech.mel_kmeans import MelKMeans
@@ -206,3 +210,28 @@ def test_bad_units_are_named(corpus, codebook):
     (folder / "units.json").write_text(json.dumps(vars(codebook.unit_set) | {"rate_hz": 50}))
     with pytest.raises(DataError, match="rate_hz: the job says 25"):
         read(make_job("asr", source, codebook), codebook)
+
+
+def test_an_extractor_with_a_network_gets_a_process_for_each_gpu(corpus, codebook, monkeypatch):
+    job = make_job("asr", audio_source(corpus), codebook)
+    cores = len(os.sched_getaffinity(0))
+    assert workers.default_workers(job) == cores, "mel features need no GPU"
+    monkeypatch.setattr(workers, "devices_of", lambda speech, device: ["cuda:0", "cuda:1", "cuda:2"])
+    assert workers.default_workers(job) == 3
+    taken = []
+    monkeypatch.setattr(workers, "take_own_gpu", taken.append)
+    monkeypatch.setattr(workers, "PartBuilder", lambda *_: None)
+    workers.make_builder(job, None, corpus, 2)
+    assert not taken, "the only process keeps what it sees"
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: object())
+    workers.make_builder(job, None, corpus, 2)
+    assert taken == [2]
+
+
+def test_units_that_are_not_the_jobs_are_refused_by_the_listing_and_by_each_process(corpus, codebook):
+    rows = AudioRows(make_job("asr", audio_source(corpus), codebook), codebook.unit_set)
+    rows.units = replace(codebook.unit_set, rate_hz=codebook.unit_set.rate_hz * 2)
+    with pytest.raises(DataError, match="speech artifact"):
+        rows.pieces()
+    with pytest.raises(DataError, match="speech artifact"):
+        _ = rows.extractor
