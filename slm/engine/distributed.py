@@ -10,6 +10,7 @@ import datetime
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ from slm.errors import InterruptedRunError, LostRankError, MachineError, Preempt
 
 Found = TypeVar("Found")
 
+SETTLE_S = 0.1
+"""How long this thread stands back after the last collective, for who trains in a process that goes on: gloo's threads
+then let go of its tensors. One that still has to when the interpreter ends aborts the process (exit code -6); ranks of
+their own do not wait for the interpreter (`leave_with`)."""
 LATER_S = 30.0
 """What gloo, which finds missing ranks by itself, gets for saying so."""
 LONG = datetime.timedelta(hours=12)
@@ -180,6 +185,7 @@ def _all_leave(error: BaseException, on_cpu: bool) -> bool:
 def _take_apart() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(SETTLE_S)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def is_held(run: Path) -> bool:
 def processes(token: str) -> list[int]:
     """Processes of this machine that carry the token or `token.…` (Linux; elsewhere none are found).
 
-    One that was started a moment ago shows no environment yet: nothing is believed to be there at the second look.
+    One that was started a moment ago shows no environment yet: that there are none is believed at the second look.
     """
     found = _marked(token)
     if not found:
