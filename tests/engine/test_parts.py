@@ -24,6 +24,7 @@ from slm.engine.fit import require_fit
 from slm.engine.loop import loss_weights
 from slm.engine.operators import prepare_operators
 from slm.engine.schedule import rate_factor
+from slm.engine.tables import ParallelHead
 from slm.errors import ConfigError, DataError, InterruptedRunError, LostRankError, MachineError, PreemptedError
 
 
@@ -247,3 +248,12 @@ def test_zero_1_in_bf16_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="ZeRO-1 in bf16") as caught:
         joined(stage, 1, bf16=True)
     assert caught.value.where.endswith("zero1.json")
+
+
+def test_rounds_of_split_tables_grow_with_the_ranks_on_gpus():
+    def chunk(ranks: int, device: str) -> int:
+        table = SimpleNamespace(place=Place(0, ranks, 0, torch.device(device)))
+        return ParallelHead(table).suitable_chunk(torch.device(device))
+
+    assert [chunk(ranks, "cuda") for ranks in (1, 8, 64)] == [2048, 2048, 16384]
+    assert [chunk(ranks, "cpu") for ranks in (1, 64)] == [128, 128]

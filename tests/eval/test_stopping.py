@@ -46,10 +46,17 @@ def test_a_signal_while_an_object_is_finalised_stops_it_too(as_it_was, capfd):
 
 def test_work_that_ended_before_the_second_signal_is_done(as_it_was, monkeypatch):
     monkeypatch.setattr("slm.eval.stopping.AGAIN_S", 0.5)
-    with stopping():
-        one = _ToldAtItsEnd()
-        del one
-    time.sleep(0.7)
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        with stopping():
+            one = _ToldAtItsEnd()
+            del one
+            done = True
+        _work(0.7)
+        assert done and not came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_errors_of_finalisers_are_told_as_ever(as_it_was):

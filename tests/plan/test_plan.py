@@ -116,6 +116,22 @@ def test_an_anchor_and_split_tables_have_their_lines(base):
     assert lines["their fp32 copy and moments"] == rows * 12 and exact(split) == exact(anchored)
 
 
+def test_gradients_are_summed_in_fp32_unless_the_json_says_otherwise(base):
+    lines = {item.name: item.device for item in plan(base, model={"vocabulary_parallel": False}).items}
+    bucket = json.loads((ROOT / "ds_configs/zero/zero3.json").read_text())["zero_optimization"]["reduce_bucket_size"]
+    assert lines["communication buckets"] == 2 * bucket * 4
+    table = 138256 * 4096
+    alone = table * (2 + 4) if table > bucket else table * 2  # too large for a bucket: converted by itself
+    assert lines["largest gradient before it is shared"] == alone
+    assert lines["logits, 2,048 at a time"] == 2048 * 138256 * 6
+
+
+def test_split_tables_meet_positions_of_all_ranks(base):
+    sixteen = plan(base, "8x80GB", hosts=2, model={"vocabulary_parallel": True})
+    lines = {item.name: item.device for item in sixteen.items}
+    assert lines["logits, 4,096 at a time"] == 4096 * 138256 * 6 / 16
+
+
 def test_two_hosts_are_bound_by_the_network(base):
     one, two = plan(base, "8xH100"), plan(base, "8xH100", hosts=2)
     assert one.traffic_s < one.compute_s and two.traffic_s > two.compute_s
